@@ -1,0 +1,3 @@
+//! The multi-version key-value store.
+
+pub mod types;

@@ -1,0 +1,4 @@
+//! io_uring, the log, Raft and the key-value store. No sockets, no FUSE.
+
+pub mod kv;
+pub mod types;

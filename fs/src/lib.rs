@@ -1,0 +1,3 @@
+//! File operations, the brick store, replication, heal and the FUSE session. No sockets.
+
+pub mod fop;

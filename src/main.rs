@@ -1,0 +1,2 @@
+//! brickraft
+fn main() {}
