@@ -1,3 +1,4 @@
 //! File operations, the brick store, replication, heal and the FUSE session. No sockets.
 
 pub mod fop;
+pub mod store;
