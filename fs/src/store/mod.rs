@@ -10,7 +10,7 @@ mod bucket_set;
 
 pub use bucket_set::{BUCKET_COUNT, BucketSet};
 
-use crate::fop::{Attr, Bucket, Errno, FileKind, Fop, FopResult, Gfid, TimeSpec};
+use crate::fop::{Attr, Bucket, Errno, Fop, FopResult, Gfid, TimeSpec};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
@@ -97,41 +97,8 @@ pub enum StoreError {
     Latched,
 }
 
-/// An object as heal sees it: everything but its extended attributes, entries and data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ObjectInfo {
-    /// Its attributes. `nlink` counts names only: 0 is an object that lost its last name (or has none yet).
-    pub attr: Attr,
-    /// Of a directory: its parent and name. `None` for the root and for a directory in limbo.
-    pub place: Option<(Gfid, Bytes)>,
-    /// Of a symlink: its text.
-    pub target: Option<Bytes>,
-}
-
-/// A name as heal sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "the names say it")]
-pub struct NameEntry {
-    pub name: Bytes,
-    pub gfid: Gfid,
-    pub kind: FileKind,
-}
-
-/// What heal gives a new object; times, sizes and extended attributes follow by calls of their own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "the names say it")]
-pub struct NewObject {
-    pub gfid: Gfid,
-    pub kind: FileKind,
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub rdev: u64,
-    /// Of a symlink: its text.
-    pub target: Bytes,
-}
-
-/// A brick's disk.
+/// A brick's disk. What a heal needs besides is `fs::heal::HealStore`, which both stores implement too (it becomes a
+/// supertrait as soon as it is on main).
 ///
 /// Names are checked here, whoever calls: not empty, `.` or `..`, no `/` or NUL, at most 255 bytes
 /// (`EINVAL`, `ENAMETOOLONG`), and not `.brickraft` in the root (`EPERM`).
@@ -195,100 +162,4 @@ pub trait BrickStore {
     fn keep_orphan(&mut self, gfid: Gfid, keep: bool) -> Result<(), Errno>;
     /// The objects without a name that are kept; survives a restart, so that the caller can keep or drop them.
     fn orphans(&mut self) -> Result<Vec<Gfid>, Errno>;
-
-    // ---- heal: queries ----
-
-    /// The objects of a bucket with gfids above `after`, ascending, at most `max`. An empty answer ends
-    /// the listing. The root is part of bucket 0. Directories whose place is lost are left out.
-    ///
-    /// # Errors
-    /// `EIO` when the index cannot be read.
-    fn bucket_objects(&mut self, bucket: Bucket, after: Option<Gfid>, max: usize) -> Result<Vec<ObjectInfo>, Errno>;
-    /// One object.
-    ///
-    /// # Errors
-    /// `ENOENT`.
-    fn object(&mut self, gfid: Gfid) -> Result<ObjectInfo, Errno>;
-    /// A directory's names above `after` (empty: from the start), ascending by bytes, at most `max`. An
-    /// empty answer ends the listing.
-    ///
-    /// # Errors
-    /// `ENOENT`, `ENOTDIR`.
-    fn names(&mut self, dir: Gfid, after: &[u8], max: usize) -> Result<Vec<NameEntry>, Errno>;
-    /// All extended attributes but ours, ascending by name.
-    ///
-    /// # Errors
-    /// `ENOENT`.
-    fn xattrs(&mut self, gfid: Gfid) -> Result<Vec<(Bytes, Bytes)>, Errno>;
-    /// Reads at once (no ring): up to `len` bytes, shorter only at the end of the file.
-    ///
-    /// # Errors
-    /// `ENOENT`, `EIO`, `EINVAL` when it is not a regular file.
-    fn read_range(&mut self, gfid: Gfid, offset: u64, len: u32) -> Result<Bytes, Errno>;
-    /// The content signature ([`XATTR_SUM`]) if there is one.
-    ///
-    /// # Errors
-    /// `ENOENT`.
-    fn signature(&mut self, gfid: Gfid) -> Result<Option<Bytes>, Errno>;
-    /// Directories in limbo: made or taken from their place, not yet given one.
-    fn limbo(&mut self) -> Result<Vec<Gfid>, Errno>;
-
-    // ---- heal: changes. Each marks the bucket it touches dirty; all are idempotent. None sets a time
-    // on its own: finish an object, and a directory whose names changed, with `set_attr_exact`. ----
-
-    /// Makes an object: a file, symlink or device without a name, a directory in limbo. An object of that
-    /// gfid and kind that is there already is left as it is (a symlink with another text is `EEXIST`).
-    ///
-    /// # Errors
-    /// `EEXIST` when the gfid is of another kind.
-    fn make_object(&mut self, new: &NewObject) -> Result<(), Errno>;
-    /// Gives a non-directory another name.
-    ///
-    /// # Errors
-    /// `EEXIST` when the name belongs to another object; `ENOENT` when parent or object is missing.
-    fn link_name(&mut self, parent: Gfid, name: &[u8], gfid: Gfid) -> Result<(), Errno>;
-    /// Moves a directory from wherever it is to this place.
-    ///
-    /// # Errors
-    /// `EEXIST` when the name belongs to another object; `ENOENT` when parent or directory is missing;
-    /// `EINVAL` when the place is inside the directory itself (move the other to limbo first).
-    fn place_dir(&mut self, parent: Gfid, name: &[u8], gfid: Gfid) -> Result<(), Errno>;
-    /// Takes a name away. The object of a non-directory stays (see [`BrickStore::remove_object`]); a
-    /// directory goes to limbo with all it contains. A missing name is no error. What stands under the
-    /// name and is not ours (no gfid) is moved out of the way.
-    ///
-    /// # Errors
-    /// `ENOENT` when the parent is missing.
-    fn unlink_name(&mut self, parent: Gfid, name: &[u8]) -> Result<(), Errno>;
-    /// Removes a non-directory that has no name (unless it is kept as an orphan), or an empty directory
-    /// wherever it is. A missing object is no error.
-    ///
-    /// # Errors
-    /// `ENOTEMPTY` for a directory with entries, `EEXIST` for an object that still has a name.
-    fn remove_object(&mut self, gfid: Gfid) -> Result<(), Errno>;
-    /// Sets owner, mode, size (regular files), atime and mtime to exactly `attr`'s.
-    ///
-    /// # Errors
-    /// `ENOENT`, `ENOSPC`.
-    fn set_attr_exact(&mut self, attr: &Attr) -> Result<(), Errno>;
-    /// Sets (`Some`) or removes (`None`) an extended attribute that is not ours.
-    ///
-    /// # Errors
-    /// `ENOENT`, `ENOSPC`; removing a missing one is no error.
-    fn set_xattr_raw(&mut self, gfid: Gfid, name: &[u8], value: Option<&[u8]>) -> Result<(), Errno>;
-    /// Writes at once (no ring).
-    ///
-    /// # Errors
-    /// `ENOENT`, `ENOSPC`.
-    fn write_range(&mut self, gfid: Gfid, offset: u64, data: &[u8]) -> Result<(), Errno>;
-    /// Makes a range read as zeros and frees its space; the size stays.
-    ///
-    /// # Errors
-    /// `ENOENT`, `EIO`.
-    fn punch_hole(&mut self, gfid: Gfid, offset: u64, len: u64) -> Result<(), Errno>;
-    /// Sets or clears the content signature. Does not mark dirty: it is the brick's own knowledge.
-    ///
-    /// # Errors
-    /// `ENOENT`, `ENOSPC`.
-    fn set_signature(&mut self, gfid: Gfid, sum: Option<&[u8]>) -> Result<(), Errno>;
 }
