@@ -1,0 +1,103 @@
+//! The controller: runs beside the Raft leader, takes bricks of dead nodes out of their groups.
+//!
+//! It decides by what the leader knows (node leases) and by proven process deaths, and only ever proposes
+//! by compare-and-swap, so that a controller that is no longer the leader's does no harm.
+//!
+//! - A node that has not been heard for a lease and a margin holds no lease any more: it counted from the
+//!   moment it *sent* its last renewal, which is before the leader heard it. A new leader knows nothing of
+//!   what the old one heard, so it counts from the moment it became leader.
+//! - A process that is dead beyond doubt holds no lease either; a report names the brick's incarnation, so
+//!   that a report of yesterday does no harm to today's process.
+//! - The last in-sync brick is never removed: it has what nobody else has.
+
+use super::types::{BrickId, ConfigProposal, GroupConfig};
+use brickraft_engine::types::{NodeId, Time};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A node lease's length and what is added before the controller takes it for over.
+#[derive(Clone, Copy, Debug)]
+pub struct ControllerConfig {
+    /// How long a node may serve after it sent a renewal that was answered.
+    pub lease: Duration,
+    /// Added for clock drift and scheduling.
+    pub margin: Duration,
+    /// A proposal whose effect is not seen is made again after this time.
+    pub retry: Duration,
+}
+
+impl Default for ControllerConfig {
+    fn default() -> Self {
+        Self { lease: Duration::from_millis(1500), margin: Duration::from_millis(300), retry: Duration::from_millis(500) }
+    }
+}
+
+/// What the leader knows at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct ControllerInput {
+    /// The groups, by a name that the caller chooses (volume and number).
+    pub groups: BTreeMap<String, GroupConfig>,
+    /// Where each brick runs.
+    pub nodes: BTreeMap<BrickId, NodeId>,
+    /// When each node was last heard, by the leader's clock.
+    pub last_heard: BTreeMap<NodeId, Time>,
+    /// Since when this member is leader; `None`: it is not, and nothing is proposed.
+    pub leader_since: Option<Time>,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Controller {
+    config: ControllerConfig,
+    deaths: BTreeSet<(BrickId, u64)>,
+    proposed: BTreeMap<String, (u64, Time)>,
+}
+
+impl Controller {
+    /// The most death reports that are kept.
+    const DEATHS_MAX: usize = 4096;
+
+    /// A controller that knows nothing yet.
+    #[must_use]
+    pub fn new(config: ControllerConfig) -> Self {
+        Self { config, deaths: BTreeSet::new(), proposed: BTreeMap::new() }
+    }
+
+    /// A peer saw that the process which ran `brick` under `incarnation` is dead beyond doubt.
+    pub fn process_died(&mut self, brick: BrickId, incarnation: u64) {
+        if self.deaths.len() >= Self::DEATHS_MAX {
+            self.deaths.pop_first();
+        }
+        self.deaths.insert((brick, incarnation));
+    }
+
+    /// What to commit now. Call on every change of the groups, on every death report and at least every
+    /// 100 ms.
+    pub fn poll(&mut self, now: Time, input: &ControllerInput) -> Vec<(String, ConfigProposal)> {
+        let Some(since) = input.leader_since else {
+            self.proposed.clear();
+            return Vec::new();
+        };
+        let mut out = Vec::new();
+        for (name, group) in &input.groups {
+            let gone: Vec<_> = group.in_sync.iter().copied().filter(|&b| self.is_gone(now, since, input, group, b)).collect();
+            let Some(new) = group.without(&gone) else { continue };
+            let again = self.proposed.get(name).is_none_or(|&(epoch, at)| epoch != group.epoch || now.since(at) >= self.config.retry);
+            if again {
+                self.proposed.insert(name.clone(), (group.epoch, now));
+                out.push((name.clone(), ConfigProposal { expect_epoch: group.epoch, new }));
+            }
+        }
+        self.proposed.retain(|name, _| input.groups.contains_key(name));
+        out
+    }
+
+    fn is_gone(&self, now: Time, since: Time, input: &ControllerInput, group: &GroupConfig, brick: BrickId) -> bool {
+        if group.incarnations.get(&brick).is_some_and(|&i| self.deaths.contains(&(brick, i))) {
+            return true;
+        }
+        let Some(node) = input.nodes.get(&brick) else { return false };
+        let heard = input.last_heard.get(node).copied().unwrap_or(since).max(since);
+        now.since(heard) > self.config.lease + self.config.margin
+    }
+}
