@@ -211,39 +211,138 @@ pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 #[allow(missing_docs, reason = "the names are the system calls'")]
 pub enum Fop {
     // Queries.
-    Lookup { parent: Gfid, name: Bytes },
-    GetAttr { gfid: Gfid },
-    ReadLink { gfid: Gfid },
-    Read { gfid: Gfid, offset: u64, len: u32 },
+    Lookup {
+        parent: Gfid,
+        name: Bytes,
+    },
+    GetAttr {
+        gfid: Gfid,
+    },
+    ReadLink {
+        gfid: Gfid,
+    },
+    Read {
+        gfid: Gfid,
+        offset: u64,
+        len: u32,
+    },
     /// Entries after `cookie` (0: from the start), until about `bytes` of names and attributes.
-    ReadDir { gfid: Gfid, cookie: u64, bytes: u32, plus: bool },
+    ReadDir {
+        gfid: Gfid,
+        cookie: u64,
+        bytes: u32,
+        plus: bool,
+    },
     StatFs,
-    GetXattr { gfid: Gfid, name: Bytes },
-    ListXattr { gfid: Gfid },
+    GetXattr {
+        gfid: Gfid,
+        name: Bytes,
+    },
+    ListXattr {
+        gfid: Gfid,
+    },
     /// `whence` is `SEEK_DATA` (3) or `SEEK_HOLE` (4).
-    Lseek { gfid: Gfid, offset: u64, whence: u32 },
+    Lseek {
+        gfid: Gfid,
+        offset: u64,
+        whence: u32,
+    },
     // The session's open files: what is open survives its unlink.
-    Open { gfid: Gfid, flags: u32 },
-    Release { gfid: Gfid },
+    Open {
+        gfid: Gfid,
+        flags: u32,
+    },
+    Release {
+        gfid: Gfid,
+    },
     // Changes of names.
-    Create { parent: Gfid, name: Bytes, gfid: Gfid, mode: u32, uid: u32, gid: u32, open: bool },
-    MkNod { parent: Gfid, name: Bytes, gfid: Gfid, kind: FileKind, mode: u32, rdev: u64, uid: u32, gid: u32 },
-    MkDir { parent: Gfid, name: Bytes, gfid: Gfid, mode: u32, uid: u32, gid: u32 },
-    Symlink { parent: Gfid, name: Bytes, gfid: Gfid, target: Bytes, uid: u32, gid: u32 },
-    Link { gfid: Gfid, parent: Gfid, name: Bytes },
-    Unlink { parent: Gfid, name: Bytes },
-    RmDir { parent: Gfid, name: Bytes },
-    Rename { parent: Gfid, name: Bytes, new_parent: Gfid, new_name: Bytes, flags: u32 },
+    Create {
+        parent: Gfid,
+        name: Bytes,
+        gfid: Gfid,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        open: bool,
+    },
+    MkNod {
+        parent: Gfid,
+        name: Bytes,
+        gfid: Gfid,
+        kind: FileKind,
+        mode: u32,
+        rdev: u64,
+        uid: u32,
+        gid: u32,
+    },
+    MkDir {
+        parent: Gfid,
+        name: Bytes,
+        gfid: Gfid,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
+    Symlink {
+        parent: Gfid,
+        name: Bytes,
+        gfid: Gfid,
+        target: Bytes,
+        uid: u32,
+        gid: u32,
+    },
+    Link {
+        gfid: Gfid,
+        parent: Gfid,
+        name: Bytes,
+    },
+    Unlink {
+        parent: Gfid,
+        name: Bytes,
+    },
+    RmDir {
+        parent: Gfid,
+        name: Bytes,
+    },
+    Rename {
+        parent: Gfid,
+        name: Bytes,
+        new_parent: Gfid,
+        new_name: Bytes,
+        flags: u32,
+    },
     // Changes of an object.
-    SetAttr { gfid: Gfid, set: SetAttr },
+    SetAttr {
+        gfid: Gfid,
+        set: SetAttr,
+    },
     /// The data is the payload.
-    Write { gfid: Gfid, offset: u64 },
+    Write {
+        gfid: Gfid,
+        offset: u64,
+    },
     /// `mode` as fallocate(2)'s.
-    Fallocate { gfid: Gfid, offset: u64, len: u64, mode: u32 },
-    SetXattr { gfid: Gfid, name: Bytes, value: Bytes, flags: u32 },
-    RemoveXattr { gfid: Gfid, name: Bytes },
+    Fallocate {
+        gfid: Gfid,
+        offset: u64,
+        len: u64,
+        mode: u32,
+    },
+    SetXattr {
+        gfid: Gfid,
+        name: Bytes,
+        value: Bytes,
+        flags: u32,
+    },
+    RemoveXattr {
+        gfid: Gfid,
+        name: Bytes,
+    },
     /// Durable on every in-sync brick when it returns; of a directory: its names.
-    Fsync { gfid: Gfid, data_only: bool },
+    Fsync {
+        gfid: Gfid,
+        data_only: bool,
+    },
 }
 
 /// The answer to a [`Fop`].
@@ -257,12 +356,18 @@ pub enum Reply {
     Data(Bytes),
     /// Read: the payload is the data; shorter than asked only at the end of the file.
     Payload,
-    Entries { entries: Vec<DirEntry>, end: bool },
+    Entries {
+        entries: Vec<DirEntry>,
+        end: bool,
+    },
     StatFs(StatFs),
     /// Lseek.
     Offset(u64),
     /// Write: bytes written (all of them), and the attributes after it.
-    Written { len: u32, attr: Attr },
+    Written {
+        len: u32,
+        attr: Attr,
+    },
 }
 
 /// What every translator returns.

@@ -2,3 +2,5 @@
 
 pub mod fop;
 pub mod store;
+pub mod fuse;
+pub mod volume;

@@ -188,13 +188,25 @@ pub enum Command {
     DeleteRange(Keyspace, DeleteRangeRequest),
     Txn(Keyspace, TxnRequest),
     /// Forget history below `revision`.
-    Compact { keyspace: Keyspace, revision: Revision },
+    Compact {
+        keyspace: Keyspace,
+        revision: Revision,
+    },
     /// `ttl_s` is in seconds; `id` is never 0 here (the proposer picks one).
-    LeaseGrant { id: i64, ttl_s: i64 },
+    LeaseGrant {
+        id: i64,
+        ttl_s: i64,
+    },
     /// Also what the leader proposes when a lease runs out.
-    LeaseRevoke { id: i64 },
+    LeaseRevoke {
+        id: i64,
+    },
     /// A member tells its name and client URLs once it runs.
-    MemberAttributes { id: crate::types::NodeId, name: String, client_urls: Vec<String> },
+    MemberAttributes {
+        id: crate::types::NodeId,
+        name: String,
+        client_urls: Vec<String>,
+    },
 }
 
 /// What applying a [`Command`] yields.
