@@ -1,4 +1,5 @@
 //! io_uring, the log, Raft and the key-value store. No sockets, no FUSE.
 
 pub mod kv;
+pub mod raft;
 pub mod types;

@@ -1,0 +1,102 @@
+//! What the leader knows of one follower.
+
+use crate::types::{Index, Time};
+use std::collections::VecDeque;
+
+/// How entries go to a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgressState {
+    /// Where the logs part is not known: one append at a time.
+    Probe,
+    /// The logs agree up to `matched`: appends are sent ahead of the answers.
+    Replicate,
+    /// The entries it needs are gone: the driver streams a snapshot.
+    Snapshot,
+}
+
+/// A follower as the leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The highest index known to be durable there and equal to the leader's.
+    pub matched: Index,
+    /// The next index to send. Invariant: `matched < next`.
+    pub next: Index,
+    /// Heard of since the last quorum check.
+    pub recent_active: bool,
+    /// How entries go there.
+    pub state: ProgressState,
+}
+
+/// [`Progress`] with the leader's book-keeping.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub matched: Index,
+    pub next: Index,
+    pub state: ProgressState,
+    pub recent_active: bool,
+    /// Probe: an append is out and not answered.
+    pub probing: bool,
+    /// When heartbeat replies last made us probe again.
+    pub probed_at: Time,
+    /// Replicate: the last index of each append that is not acknowledged.
+    pub inflight: VecDeque<Index>,
+    /// The commit index that the peer was last told.
+    pub commit_sent: Index,
+    /// The latest ReadIndex round that it answered.
+    pub round: u64,
+    /// The index of the change that removed it; it is served until it knows.
+    pub leaving: Option<Index>,
+}
+
+impl Peer {
+    pub fn new(next: Index, now: Time) -> Self {
+        Self {
+            matched: Index(0),
+            next,
+            state: ProgressState::Probe,
+            recent_active: false,
+            probing: false,
+            probed_at: now,
+            inflight: VecDeque::new(),
+            commit_sent: Index(0),
+            round: 0,
+            leaving: None,
+        }
+    }
+
+    pub fn view(&self) -> Progress {
+        Progress { matched: self.matched, next: self.next, recent_active: self.recent_active, state: self.state }
+    }
+
+    /// The peer's log is durable and equal up to `matched`. True when that is news.
+    pub fn advance(&mut self, matched: Index) -> bool {
+        while self.inflight.front().is_some_and(|last| *last <= matched) {
+            self.inflight.pop_front();
+        }
+        self.next = self.next.max(matched.next());
+        let news = matched > self.matched;
+        self.matched = self.matched.max(matched);
+        assert!(self.matched < self.next, "matched {} < next {}", self.matched, self.next);
+        news
+    }
+
+    pub fn become_probe(&mut self, next: Index) {
+        self.state = ProgressState::Probe;
+        self.probing = false;
+        self.inflight.clear();
+        self.next = next.max(self.matched.next());
+    }
+
+    pub fn become_replicate(&mut self) {
+        self.state = ProgressState::Replicate;
+        self.probing = false;
+        self.inflight.clear();
+        self.next = self.matched.next();
+    }
+
+    pub fn become_snapshot(&mut self) {
+        self.state = ProgressState::Snapshot;
+        self.probing = false;
+        self.inflight.clear();
+    }
+}
