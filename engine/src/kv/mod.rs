@@ -1,3 +1,20 @@
 //! The multi-version key-value store.
+//!
+//! [`Store`] is the replicated state machine: it applies [`types::Command`]s from the Raft log and answers
+//! reads at any revision since the last compaction. [`WatchHub`] hands changes to watchers, [`Lessor`] keeps
+//! the leader's clock on leases. None of them reads a clock, owns a thread or knows a socket.
 
+mod error;
+mod lessor;
+mod snapshot;
+mod store;
 pub mod types;
+mod watch;
+
+pub use error::{ReadError, StoreError};
+pub use lessor::Lessor;
+pub use snapshot::{RestoreWriter, SNAPSHOT_CHUNK_BYTES_MAX, SnapshotHeader, SnapshotReader};
+pub use store::{
+    ApplyEntry, ApplyOutcome, EventPage, LeaseInfo, MemberAttributes, Store, StoreSizes, check_command,
+};
+pub use watch::{WatchConfig, WatchHub, WatchId, WatchOutput, WatchRequest};
