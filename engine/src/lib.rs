@@ -1,5 +1,7 @@
 //! io_uring, the log, Raft and the key-value store. No sockets, no FUSE.
 
+pub mod io;
 pub mod kv;
 pub mod raft;
 pub mod types;
+pub mod wal;
