@@ -271,6 +271,9 @@ pub enum ReplicaOutput {
         /// It is still in the in-sync set, alone.
         last: bool,
     },
+    /// Somebody emptied the brick's directory, and the brick is out of sync by now: make it anew, empty,
+    /// with the same volume and brick id, and start a new core on it.
+    Recreate,
     /// The brick's disk failed or lies: it must be stopped, with this text in the log.
     Fatal(String),
 }
@@ -302,6 +305,23 @@ pub struct Identity {
     pub synced_epoch: u64,
     /// It is in sync as far as it knows.
     pub in_sync: bool,
+    /// The incarnation under which it was last in sync; 0: never.
+    pub held: u64,
+    /// How many buckets it changed since that checkpoint.
+    pub dirty: u32,
+}
+
+/// Which call of which heal. A brick executes a call once, and none of a heal that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HealTag {
+    /// The primary's epoch.
+    pub epoch: u64,
+    /// The join attempt's number, chosen by the brick that joins; 0 for repairs among in-sync bricks.
+    pub attempt: u64,
+    /// The primary's count of heals: a later heal has a greater one.
+    pub heal: u64,
+    /// The call's number within the heal, from 1.
+    pub id: u64,
 }
 
 /// One remembered outcome of a session.
@@ -399,23 +419,9 @@ pub enum PeerMsg {
         attempt: u64,
     },
     /// P: one call of a heal. The payload is the postcard form of a `heal::HealCall`.
-    Heal {
-        /// The primary's epoch.
-        epoch: u64,
-        /// The join attempt, or 0 for repairs among in-sync bricks.
-        attempt: u64,
-        /// The call's number.
-        id: u64,
-    },
-    /// S: the outcome. The payload is the postcard form of the call's result.
-    HealReturn {
-        /// The call's epoch.
-        epoch: u64,
-        /// The call's attempt.
-        attempt: u64,
-        /// The call's number.
-        id: u64,
-    },
+    Heal(HealTag),
+    /// S: the outcome. The payload is the postcard form of a `heal::HealResult`.
+    HealReturn(HealTag),
     /// P: you are healed; this is what you must know to be in sync. The brick syncs its disk first.
     JoinReady {
         /// The primary's epoch.

@@ -32,12 +32,14 @@ pub struct BrickMeta {
     pub volume: u128,
     /// The brick's id, unique within the cluster.
     pub brick: u64,
-    /// Grows with every start of the brick's process.
+    /// New with every start of the brick's process, and never seen before: a count in the upper half, chance in the lower.
     pub incarnation: u64,
     /// The last epoch of its replica group that it acted in.
     pub epoch: u64,
-    /// The epoch of the last bitmap checkpoint; 0: it was never in sync.
+    /// The mark of the last bitmap checkpoint (see `fs::replica`); 0: there was none.
     pub synced_epoch: u64,
+    /// The incarnation under which it was last in sync; 0: never. Tells a brick that went on from an old copy put back.
+    pub held: u64,
 }
 
 /// What every change carries beside its [`Fop`].
