@@ -4,3 +4,4 @@ pub mod fop;
 pub mod store;
 pub mod fuse;
 pub mod volume;
+pub mod heal;

@@ -1,0 +1,198 @@
+//! The healer as its caller sees it: a plan in, calls out, answers in.
+
+use super::calls::{HealCall, HealResult};
+use super::wire::{Side, Wire};
+use crate::fop::{Bucket, Errno, Gfid};
+use brickraft_engine::types::Time;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// Which brick is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The local brick is; the remote one is changed.
+    Push,
+    /// The remote brick is; the local one is changed.
+    Pull,
+}
+
+/// What of one object is to be made equal. Its existence, kind, attributes and extended attributes always are; of a
+/// directory its place too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealItem {
+    /// Of a directory: its names, and the objects behind them where the target lacks them.
+    pub names: bool,
+    /// Of a file: ranges of data, as (start, end), sorted and apart. Size and holes are made equal with them.
+    pub data: Vec<(u64, u64)>,
+}
+
+impl HealItem {
+    /// Everything of an object.
+    #[must_use]
+    pub fn whole() -> Self {
+        Self { names: true, data: vec![(0, u64::MAX)] }
+    }
+}
+
+/// What a heal covers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealPlan {
+    /// Buckets, ascending: everything in them, what only the target has included.
+    pub buckets: Vec<Bucket>,
+    /// Single objects, of other buckets.
+    pub items: BTreeMap<Gfid, HealItem>,
+}
+
+impl HealPlan {
+    /// Every bucket.
+    #[must_use]
+    pub fn full() -> Self {
+        Self { buckets: (0..=u16::MAX).map(Bucket).collect(), items: BTreeMap::new() }
+    }
+
+    /// Some buckets.
+    pub fn buckets(buckets: impl IntoIterator<Item = Bucket>) -> Self {
+        let mut buckets: Vec<_> = buckets.into_iter().collect();
+        buckets.sort_unstable();
+        buckets.dedup();
+        Self { buckets, items: BTreeMap::new() }
+    }
+
+    /// Single objects, wholly.
+    pub fn objects(gfids: impl IntoIterator<Item = Gfid>) -> Self {
+        Self { buckets: Vec::new(), items: gfids.into_iter().map(|g| (g, HealItem::whole())).collect() }
+    }
+
+    /// Nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.buckets.is_empty() && self.items.is_empty()
+    }
+}
+
+/// How far a heal is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Buckets (and groups of single objects) done.
+    pub units_done: u64,
+    /// Left to do.
+    pub units_left: u64,
+    /// Objects compared.
+    pub objects_checked: u64,
+    /// Objects that were made or changed.
+    pub objects_healed: u64,
+    /// Objects removed.
+    pub objects_removed: u64,
+    /// Bytes of file data written to the target.
+    pub bytes_sent: u64,
+    /// Bytes sent in a second, on average.
+    pub rate: u64,
+    /// Time left, from the share of units done; `None` before the first is.
+    pub left: Option<Duration>,
+    /// Objects that could not be made equal: they changed while they were compared (the change set brings them again), or
+    /// names outside the plan hold them. Must be 0 after the last round under freeze; otherwise heal more buckets.
+    pub unresolved: u64,
+}
+
+/// What [`Healer::step`] leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// More local work waits: step again soon (it stopped so that the thread can serve others).
+    More,
+    /// Waits for answers of the other brick.
+    Waiting,
+    /// Done, or failed: see [`Healer::finished`].
+    Finished,
+}
+
+/// One heal of one brick from another. Drop it to cancel; what it did so far is never wrong.
+pub struct Healer {
+    wire: Wire,
+    work: Option<Pin<Box<dyn Future<Output = Result<(), Errno>> + Send>>>,
+    outcome: Option<Result<(), Errno>>,
+    counts: Arc<Mutex<Progress>>,
+    started: Option<Time>,
+}
+
+/// Most local calls in one [`Healer::step`].
+const STEP_CALLS_MAX: usize = 16;
+
+impl Healer {
+    /// A heal that has not begun.
+    #[must_use]
+    pub fn new(direction: Direction, plan: HealPlan) -> Self {
+        let (wire, counts) = (Wire::default(), Arc::new(Mutex::new(Progress::default())));
+        let _ = (direction, plan);
+        let work = async { Ok(()) };
+        Self { wire, work: Some(Box::pin(work)), outcome: None, counts, started: None }
+    }
+
+    /// Goes on as far as a slice of work goes. `local` executes a call on the local brick's store: `|c| execute(store, c)`.
+    pub fn step(&mut self, now: Time, local: &mut dyn FnMut(&HealCall) -> HealResult) -> Step {
+        self.started.get_or_insert(now);
+        self.run();
+        for _ in 0..STEP_CALLS_MAX {
+            let Some((id, call)) = self.wire.pop(Side::Local) else { break };
+            self.wire.put_return(id, local(&call));
+            self.run();
+        }
+        match (&self.outcome, self.wire.has_local()) {
+            (Some(_), _) => Step::Finished,
+            (None, true) => Step::More,
+            (None, false) => Step::Waiting,
+        }
+    }
+
+    fn run(&mut self) {
+        while let Some(work) = &mut self.work {
+            self.wire.take_progress();
+            if let Poll::Ready(outcome) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                self.outcome = Some(outcome);
+                self.work = None;
+            } else if !self.wire.take_progress() {
+                return;
+            }
+        }
+    }
+
+    /// The next call that is to go to the other brick, with an id that its answer must come back under.
+    #[must_use]
+    pub fn poll_call(&mut self) -> Option<(u64, HealCall)> {
+        self.wire.pop(Side::Remote)
+    }
+
+    /// The other brick's answer. Step afterwards. When the connection is lost, drop the healer and start another.
+    pub fn on_return(&mut self, id: u64, result: HealResult) {
+        self.wire.put_return(id, result);
+    }
+
+    /// How it ended, once it did. An error is one that the caller must deal with (`EIO`, `ENOSPC` of a brick).
+    #[must_use]
+    pub const fn finished(&self) -> Option<Result<(), Errno>> {
+        self.outcome
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self, now: Time) -> Progress {
+        let mut p = *self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = now.since(self.started.unwrap_or(now));
+        let micros = u64::try_from(passed.as_micros()).unwrap_or(u64::MAX).max(1);
+        p.rate = u64::try_from(u128::from(p.bytes_sent) * 1_000_000 / u128::from(micros)).unwrap_or(u64::MAX);
+        p.left = (p.units_done > 0).then(|| {
+            let left = u128::from(micros) * u128::from(p.units_left) / u128::from(p.units_done);
+            Duration::from_micros(u64::try_from(left).unwrap_or(u64::MAX))
+        });
+        p
+    }
+}
+
+/// A heal of single objects, in either direction: the last short round under freeze, or the repair of damage.
+#[must_use]
+pub fn heal_objects(direction: Direction, items: BTreeMap<Gfid, HealItem>) -> Healer {
+    Healer::new(direction, HealPlan { buckets: Vec::new(), items })
+}
