@@ -1,0 +1,121 @@
+//! A one-way connection to a peer that is opened again whenever it breaks.
+//!
+//! Messages go out in order; what was queued or under way when it broke is lost, and the owner is told so.
+
+use crate::frame::{Frame, Preface, encode, write_all};
+use bytes::Bytes;
+use std::io;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+/// The bound of a link's queue, in frames; what comes on top of it is dropped, as a network would.
+pub const LINK_QUEUE_MAX: usize = 8192;
+/// Frames that one write may carry.
+const BATCH_FRAMES_MAX: usize = 64;
+/// Waits between two attempts to connect: from the first to the last, doubling.
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// How long one attempt to connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What happens to a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// Open, or open again.
+    Up,
+    /// Broken; the peer may live.
+    Down,
+    /// The peer's host answers and has nobody listening: the process is not there.
+    Refused,
+}
+
+/// The sending end; dropping it closes the connection.
+#[derive(Debug)]
+pub struct Link {
+    queue: mpsc::Sender<Frame>,
+    task: AbortHandle,
+}
+
+impl Link {
+    /// Starts connecting to `address` (`host:port`, looked up anew each time). Must be called inside a
+    /// [`tokio::task::LocalSet`]. Each connection begins with `preface` and `hello`.
+    pub fn start(address: String, preface: Preface, hello: Bytes, on_event: impl Fn(LinkEvent) + 'static) -> Self {
+        let (queue, frames) = mpsc::channel(LINK_QUEUE_MAX);
+        let task = tokio::task::spawn_local(run(address, preface, hello, frames, on_event)).abort_handle();
+        Self { queue, task }
+    }
+
+    /// Queues a frame; false when the queue is full and the frame is lost.
+    pub fn send(&self, frame: Frame) -> bool {
+        self.queue.try_send(frame).is_ok()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run(address: String, preface: Preface, hello: Bytes, mut frames: mpsc::Receiver<Frame>, on_event: impl Fn(LinkEvent)) {
+    let mut wait = RETRY.0;
+    loop {
+        match connect(&address, preface, &hello).await {
+            Ok(stream) => {
+                wait = RETRY.0;
+                while frames.try_recv().is_ok() {}
+                on_event(LinkEvent::Up);
+                let why = pump(stream, &mut frames).await;
+                tracing::debug!(%address, ?why, "link closed");
+                on_event(LinkEvent::Down);
+                if frames.is_closed() {
+                    return;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => on_event(LinkEvent::Refused),
+            Err(e) => tracing::trace!(%address, %e, "link: connect"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RETRY.1);
+    }
+}
+
+async fn connect(address: &str, preface: Preface, hello: &[u8]) -> io::Result<TcpStream> {
+    let attempt = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        stream.write_all(&preface.bytes()).await?;
+        stream.write_all(&encode(0, hello, 0)).await?;
+        Ok(stream)
+    };
+    tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Sends until the connection breaks or the owner is gone.
+async fn pump(mut stream: TcpStream, frames: &mut mpsc::Receiver<Frame>) -> io::Result<()> {
+    let (mut read, mut write) = stream.split();
+    let mut batch = Vec::with_capacity(BATCH_FRAMES_MAX);
+    let mut parts = Vec::with_capacity(2 * BATCH_FRAMES_MAX);
+    let mut byte = [0];
+    loop {
+        tokio::select! {
+            // The other side never speaks; what can be read is the end.
+            end = read.read(&mut byte) => return end.map(|_| ()),
+            n = frames.recv_many(&mut batch, BATCH_FRAMES_MAX) => {
+                if n == 0 {
+                    return Ok(());
+                }
+                parts.clear();
+                for frame in batch.drain(..) {
+                    parts.push(encode(frame.id, &frame.head, frame.payload.len()));
+                    if !frame.payload.is_empty() {
+                        parts.push(frame.payload);
+                    }
+                }
+                write_all(&mut write, &mut parts).await?;
+            }
+        }
+    }
+}
