@@ -2,6 +2,7 @@
 
 pub mod io;
 pub mod kv;
+pub mod member;
 pub mod raft;
 pub mod types;
 pub mod wal;
