@@ -10,19 +10,19 @@
 //! `unsafe` lives in [`uring`] alone. All implementations pass [`conformance`].
 
 pub mod buf;
-// pub mod conformance;
-// pub mod disk;
+pub mod conformance;
+pub mod disk;
 pub mod ring;
-// pub mod sim;
-// pub mod std_io;
+pub mod sim;
+pub mod std_io;
 pub mod uring;
-// pub mod uring_io;
+pub mod uring_io;
 
 pub use buf::{AlignedBuf, BLOCK_BYTES};
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 
 /// The longest range that one [`IoOp::Zero`] may cover.
 pub const ZERO_BYTES_MAX: usize = 1 << 20;
@@ -100,9 +100,9 @@ pub trait Io {
     fn reap(&mut self, out: &mut Vec<Completion>) -> io::Result<()>;
     /// Blocks until `reap` has something to give; returns at once when nothing is in flight.
     fn wait(&mut self) -> io::Result<()>;
-    /// A descriptor that polls readable when `reap` may have something; `None` when completions are
+    /// A descriptor that polls readable when `reap` may have something ([`uring::Readiness`] watches it); `None` when completions are
     /// there as soon as `submit` returns (or when a simulator says so).
-    fn readiness(&self) -> Option<RawFd>;
+    fn readiness(&self) -> Option<BorrowedFd<'_>>;
     /// One line for the log: which way of writing is in use.
     fn describe(&self) -> String;
 }

@@ -4,7 +4,7 @@ use super::uring::{Driver, Finished, Work, WriteBuf};
 use bytes::Bytes;
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -49,8 +49,7 @@ pub enum FileDone {
     Fsync(io::Result<()>),
 }
 
-/// Submits at once; polls readable (its descriptor can be given to tokio's `AsyncFd`) when [`Self::reap`]
-/// may have something. Where io_uring is forbidden it does the work synchronously inside `submit`.
+/// Submits at once; polls readable (see [`super::uring::Readiness`] for tokio) when [`Self::reap`] may have something. Where io_uring is forbidden it does the work synchronously inside `submit`.
 /// Dropping it waits for what is in flight.
 pub struct FileRing {
     inner: Inner,
@@ -165,6 +164,15 @@ impl AsRawFd for FileRing {
     }
 }
 
+impl AsFd for FileRing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.inner {
+            Inner::Uring(driver) => driver.as_fd(),
+            Inner::Sync(ring) => ring.reader.as_fd(),
+        }
+    }
+}
+
 fn file_done(result: io::Result<usize>, work: Work) -> FileDone {
     match work {
         Work::Read { buf, .. } => FileDone::Read(result.map(|_| Bytes::from(buf))),
@@ -271,16 +279,16 @@ mod tests {
 
     #[tokio::test]
     async fn is_ready_for_tokio() {
-        for ring in [FileRing::new(8).unwrap(), FileRing::without_uring().unwrap()] {
-            let mut ring = tokio::io::unix::AsyncFd::with_interest(ring, tokio::io::Interest::READABLE).unwrap();
+        for mut ring in [FileRing::new(8).unwrap(), FileRing::without_uring().unwrap()] {
+            let readiness = crate::io::uring::Readiness::new(&ring).unwrap();
             let file = Arc::new(tempfile::tempfile().unwrap());
             for round in 0..20 {
-                ring.get_mut().submit(round, FileOp::Write { file: file.clone(), offset: 0, data: Bytes::from_static(b"abc") });
-                ring.get_mut().submit(round, FileOp::Fsync { file: file.clone(), data_only: false });
+                ring.submit(round, FileOp::Write { file: file.clone(), offset: 0, data: Bytes::from_static(b"abc") });
+                ring.submit(round, FileOp::Fsync { file: file.clone(), data_only: false });
                 let mut out = Vec::new();
                 while out.len() < 2 {
-                    ring.readable_mut().await.unwrap().clear_ready();
-                    ring.get_mut().reap(&mut out);
+                    readiness.ready().await.unwrap();
+                    ring.reap(&mut out);
                 }
             }
         }

@@ -15,8 +15,10 @@ use io_uring::{IoUring, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Linux caps one read or write just below 2 GiB; one submission stays well below that.
 const TRANSFER_BYTES_MAX: usize = 1 << 30;
@@ -299,6 +301,48 @@ impl Drop for Driver {
 impl AsRawFd for Driver {
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
+    }
+}
+
+impl AsFd for Driver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring keeps its descriptor open for as long as it lives, and it outlives the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+    }
+}
+
+/// Readiness of a ring for a tokio runtime: the safe way to an `AsyncFd` on it.
+///
+/// It holds a duplicate of the descriptor, so the ring itself stays free to be used.
+#[derive(Debug)]
+pub struct Readiness(AsyncFd<OwnedFd>);
+
+impl Readiness {
+    /// Watches `ring`. Must be called inside a tokio runtime with I/O enabled.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be duplicated or watched.
+    pub fn new(ring: &impl AsFd) -> io::Result<Self> {
+        let fd = ring.as_fd().try_clone_to_owned()?;
+        // SAFETY: an OwnedFd always gives the same open descriptor until it is dropped.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?))
+    }
+
+    /// Waits until there is something to reap. Reap everything after it: only what completes later wakes it again.
+    ///
+    /// # Errors
+    /// When the runtime shuts down.
+    pub async fn ready(&self) -> io::Result<()> {
+        self.0.readable().await?.clear_ready();
+        Ok(())
+    }
+
+    /// [`Self::ready`] for those who poll by hand.
+    ///
+    /// # Errors
+    /// When the runtime shuts down.
+    pub fn poll_ready(&self, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        self.0.poll_read_ready(cx).map(|guard| guard.map(|mut g| g.clear_ready()))
     }
 }
 
