@@ -21,11 +21,19 @@
 //! Nothing that a peer sends makes a core panic: what makes no sense is ignored, with a reason in the log.
 
 mod core;
+mod election;
 mod error;
+mod log;
 mod membership;
 mod message;
 mod output;
 mod progress;
+mod quorum;
+mod read;
+mod reconfigure;
+mod replication;
+mod snapshot;
+mod step;
 
 pub use self::core::RaftCore;
 pub use error::{ConfError, InitialError, ProposeError};

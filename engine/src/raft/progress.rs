@@ -2,6 +2,7 @@
 
 use crate::types::{Index, Time};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// How entries go to a follower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub struct Progress {
     pub matched: Index,
     /// The next index to send. Invariant: `matched < next`.
     pub next: Index,
-    /// Heard of since the last quorum check.
+    /// It answered within the last election time-out.
     pub recent_active: bool,
     /// How entries go there.
     pub state: ProgressState,
@@ -33,7 +34,8 @@ pub(super) struct Peer {
     pub matched: Index,
     pub next: Index,
     pub state: ProgressState,
-    pub recent_active: bool,
+    /// When it last answered.
+    pub heard: Option<Time>,
     /// Probe: an append is out and not answered.
     pub probing: bool,
     /// When heartbeat replies last made us probe again.
@@ -54,7 +56,7 @@ impl Peer {
             matched: Index(0),
             next,
             state: ProgressState::Probe,
-            recent_active: false,
+            heard: None,
             probing: false,
             probed_at: now,
             inflight: VecDeque::new(),
@@ -64,8 +66,14 @@ impl Peer {
         }
     }
 
-    pub fn view(&self) -> Progress {
-        Progress { matched: self.matched, next: self.next, recent_active: self.recent_active, state: self.state }
+    /// Whether it answered within `timeout` before `now`.
+    pub fn is_active(&self, now: Time, timeout: Duration) -> bool {
+        self.heard.is_some_and(|at| now < at.after(timeout))
+    }
+
+    pub fn view(&self, now: Time, timeout: Duration) -> Progress {
+        let recent_active = self.is_active(now, timeout);
+        Progress { matched: self.matched, next: self.next, recent_active, state: self.state }
     }
 
     /// The peer's log is durable and equal up to `matched`. True when that is news.
