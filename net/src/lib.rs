@@ -4,3 +4,6 @@ pub mod client;
 pub mod frame;
 pub mod link;
 pub mod server;
+//! net
+
+pub mod etcd;

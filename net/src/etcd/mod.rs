@@ -1,0 +1,2 @@
+//! etcd.
+pub mod pb;
