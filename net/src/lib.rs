@@ -1,9 +1,7 @@
 //! Frames, peer transport, brick RPC and the etcd gRPC services. No files.
 
 pub mod client;
+pub mod etcd;
 pub mod frame;
 pub mod link;
 pub mod server;
-//! net
-
-pub mod etcd;

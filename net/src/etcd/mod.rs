@@ -1,2 +1,162 @@
-//! etcd.
+//! The etcd v3 API over gRPC: the only place that knows it.
+//!
+//! Every service is a thin layer over [`MemberHandle`]: it checks, converts, asks the member, and puts etcd's
+//! response header on the answer. No service holds state of its own beyond its open streams, so any member
+//! serves any client. Only the user key space is reachable from here.
+
+mod auth;
+mod check;
+mod cluster;
+mod concurrency;
+mod convert;
+mod election;
+mod health;
+mod kv;
+mod lease;
+mod lock;
+mod maintenance;
 pub mod pb;
+mod serve;
+mod status;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use check::Limits;
+pub use serve::{ServeError, serve, serve_with};
+pub use status::ApiError;
+
+use brickraft_engine::kv::types::{Applied, Command, CommandResponse, Keyspace};
+use brickraft_engine::member::{MemberError, MemberHandle, MemberStatus};
+use brickraft_engine::types::Revision;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch::Receiver;
+use tonic::metadata::MetadataMap;
+
+/// The etcd version that this API is equal to. Kubernetes asks for watch progress on 3.5.13 and later.
+pub const ETCD_VERSION: &str = "3.5.21";
+
+/// How the services behave.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bounds of requests.
+    pub limits: Limits,
+    /// A shorter lease is granted this much, in seconds: it must outlast an election.
+    pub lease_ttl_s_min: i64,
+    /// A stream that asked for `hasleader` ends after so long without a leader (etcd: three election time-outs).
+    pub no_leader_grace: Duration,
+    /// What is said to be the version.
+    pub version: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            lease_ttl_s_min: 2,
+            no_leader_grace: Duration::from_secs(3),
+            version: ETCD_VERSION.to_owned(),
+        }
+    }
+}
+
+/// What all services share. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Api(Arc<Shared>);
+
+struct Shared {
+    handle: MemberHandle,
+    /// Behind a lock-free-for-readers cell: a header needs the term, not a copy of the membership.
+    status: Receiver<MemberStatus>,
+    cluster_id: u64,
+    member_id: u64,
+    settings: Settings,
+    /// Turns true when the server is to stop.
+    closing: Receiver<bool>,
+}
+
+impl Api {
+    fn new(handle: MemberHandle, settings: Settings, closing: Receiver<bool>) -> Self {
+        let status = handle.status_watch();
+        let (cluster_id, member_id) = {
+            let s = status.borrow();
+            (s.cluster_id, s.id.0)
+        };
+        Self(Arc::new(Shared { handle, status, cluster_id, member_id, settings, closing }))
+    }
+
+    fn handle(&self) -> &MemberHandle {
+        &self.0.handle
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    fn header(&self, revision: Revision) -> pb::etcdserverpb::ResponseHeader {
+        pb::etcdserverpb::ResponseHeader {
+            cluster_id: self.0.cluster_id,
+            member_id: self.0.member_id,
+            revision: convert::signed(revision.0),
+            raft_term: self.0.status.borrow().term.0,
+        }
+    }
+
+    /// A header with the store's revision as it is now.
+    fn header_now(&self) -> pb::etcdserverpb::ResponseHeader {
+        self.header(self.revision())
+    }
+
+    fn revision(&self) -> Revision {
+        self.handle().store().revision(Keyspace::User)
+    }
+
+    fn has_leader(&self) -> bool {
+        let status = self.0.status.borrow();
+        status.leader.is_some() && status.stopped.is_none()
+    }
+
+    /// What `hasleader: true` in a request's metadata asks for: refuse rather than wait. Says whether it was asked.
+    fn require_leader(&self, metadata: &MetadataMap) -> Result<bool, ApiError> {
+        let asked = metadata.get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
+        if asked && !self.has_leader() {
+            return Err(MemberError::NoLeader.into());
+        }
+        Ok(asked)
+    }
+
+    /// Proposes, and takes apart what applying it yields.
+    async fn propose(&self, command: Command) -> Result<(CommandResponse, Revision), ApiError> {
+        self.settings().limits.command(&command)?;
+        let Applied { revision, result } = self.handle().propose(command).await?;
+        Ok((result?, revision))
+    }
+
+    /// Returns with the reason when a stream must end: the server or the member stops, or, for a stream that asked for
+    /// it, there has been no leader for a while.
+    async fn stream_end(&self, leader_required: bool) -> ApiError {
+        let mut closing = self.0.closing.clone();
+        tokio::select! {
+            // The sender going away means the same.
+            _ = closing.wait_for(|closing| *closing) => MemberError::Stopped.into(),
+            e = self.member_end(leader_required) => e,
+        }
+    }
+
+    async fn member_end(&self, leader_required: bool) -> ApiError {
+        let mut status = self.0.status.clone();
+        loop {
+            let fits = |s: &MemberStatus| s.stopped.is_some() || (leader_required && s.leader.is_none());
+            match status.wait_for(fits).await {
+                Ok(s) if s.stopped.is_none() => {}
+                _ => return MemberError::Stopped.into(),
+            }
+            let over = status.wait_for(|s| s.leader.is_some() || s.stopped.is_some());
+            if tokio::time::timeout(self.settings().no_leader_grace, over).await.is_err() {
+                return MemberError::NoLeader.into();
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The v3election service.
+
+use super::concurrency::{prefix, prefix_end};
+use super::pb::v3electionpb as pb;
+use super::status::ApiError;
+use super::{Api, convert};
+use brickraft_engine::kv::types::{Event, Keyspace};
+use brickraft_engine::kv::{WatchOutput, WatchRequest};
+use brickraft_engine::member::{MemberError, WatchStream};
+use brickraft_engine::types::Revision;
+use bytes::Bytes;
+use pb::election_server::Election;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// Leaders on their way to one observer.
+const LEADERS_MAX: usize = 4;
+
+type Answers = mpsc::Sender<Result<pb::LeaderResponse, Status>>;
+
+/// The next changes, with their revision; `None` when history is gone and the observer must look anew.
+async fn next_events(watch: &mut WatchStream) -> Result<Option<(Revision, Vec<Event>)>, ApiError> {
+    loop {
+        match watch.next().await {
+            Some(WatchOutput::Events { revision, events }) => return Ok(Some((revision, events))),
+            Some(WatchOutput::Progress { .. }) => {}
+            Some(WatchOutput::Compacted { .. }) => return Ok(None),
+            None => return Err(MemberError::Stopped.into()),
+        }
+    }
+}
+
+impl Api {
+    /// Tells of every leader, and of everything it proclaims. Returns only with an error, or when the observer left.
+    async fn observe_leaders(&self, name: &[u8], answers: &Answers) -> Result<(), ApiError> {
+        let prefix = prefix(name);
+        loop {
+            let (leader, revision) = self.holder(&prefix).await?;
+            let Some(leader) = leader else {
+                let request = WatchRequest {
+                    key: prefix.clone(),
+                    range_end: prefix_end(&prefix),
+                    start_revision: revision.next(),
+                    no_delete: true,
+                    ..Default::default()
+                };
+                let mut watch = self.handle().watch(Keyspace::User, request).await?;
+                next_events(&mut watch).await?;
+                continue;
+            };
+            let request = WatchRequest { key: leader.key.clone(), start_revision: revision.next(), ..Default::default() };
+            let mut watch = self.handle().watch(Keyspace::User, request).await?;
+            let told = pb::LeaderResponse { header: Some(self.header(revision)), kv: Some(convert::key_value(leader)) };
+            if answers.send(Ok(told)).await.is_err() {
+                return Ok(());
+            }
+            'reign: while let Some((revision, events)) = next_events(&mut watch).await? {
+                for event in events {
+                    if event.delete {
+                        break 'reign;
+                    }
+                    let told = pb::LeaderResponse { header: Some(self.header(revision)), kv: Some(convert::key_value(event.kv)) };
+                    if answers.send(Ok(told)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn observe_task(self, name: Bytes, answers: Answers, leader_required: bool) {
+        let end = tokio::select! {
+            result = self.observe_leaders(&name, &answers) => result,
+            e = self.stream_end(leader_required) => Err(e),
+            () = answers.closed() => Ok(()),
+        };
+        if let Err(e) = end {
+            let _ = answers.send(Err(e.into())).await;
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Election for Api {
+    async fn campaign(&self, request: Request<pb::CampaignRequest>) -> Result<Response<pb::CampaignResponse>, Status> {
+        let request = request.into_inner();
+        self.settings().limits.size(&request)?;
+        let turn = self.take_turn(request.name.clone(), request.lease, request.value).await?;
+        let leader = pb::LeaderKey { name: request.name, rev: turn.created(), lease: turn.lease, key: turn.key };
+        Ok(Response::new(pb::CampaignResponse { header: Some(self.header(turn.revision)), leader: Some(leader) }))
+    }
+
+    async fn proclaim(&self, request: Request<pb::ProclaimRequest>) -> Result<Response<pb::ProclaimResponse>, Status> {
+        let request = request.into_inner();
+        self.settings().limits.size(&request)?;
+        let leader = request.leader.ok_or(ApiError::MissingLeaderKey)?;
+        let revision = Api::proclaim(self, &leader.key, convert::revision(leader.rev), leader.lease, request.value).await?;
+        Ok(Response::new(pb::ProclaimResponse { header: Some(self.header(revision)) }))
+    }
+
+    async fn leader(&self, request: Request<pb::LeaderRequest>) -> Result<Response<pb::LeaderResponse>, Status> {
+        let (leader, revision) = self.holder(&prefix(&request.into_inner().name)).await?;
+        let leader = leader.ok_or(ApiError::ElectionNoLeader)?;
+        Ok(Response::new(pb::LeaderResponse { header: Some(self.header(revision)), kv: Some(convert::key_value(leader)) }))
+    }
+
+    type ObserveStream = ReceiverStream<Result<pb::LeaderResponse, Status>>;
+
+    async fn observe(&self, request: Request<pb::LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
+        let leader_required = self.require_leader(request.metadata())?;
+        let (answers, stream) = mpsc::channel(LEADERS_MAX);
+        tokio::spawn(self.clone().observe_task(request.into_inner().name, answers, leader_required));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn resign(&self, request: Request<pb::ResignRequest>) -> Result<Response<pb::ResignResponse>, Status> {
+        let leader = request.into_inner().leader.ok_or(ApiError::MissingLeaderKey)?;
+        let revision = self.withdraw(&leader.key, convert::revision(leader.rev)).await?;
+        Ok(Response::new(pb::ResignResponse { header: Some(self.header(revision)) }))
+    }
+}

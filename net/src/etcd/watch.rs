@@ -1,0 +1,359 @@
+//! The Watch service: many watches on one stream.
+//!
+//! One task owns the stream: it reads requests and is the only one to write answers, so that "created" stands before
+//! the first event and "canceled" after the last. A small task for each watch carries its updates over; all of them
+//! block when the client does not read, and then the hub lets the watch fall back to history. Nothing grows.
+
+use super::convert;
+use super::pb::etcdserverpb as pb;
+use super::pb::mvccpb;
+use super::status::ApiError;
+use super::Api;
+use brickraft_engine::kv::types::{Event, Keyspace, KvError};
+use brickraft_engine::kv::{WatchOutput, WatchRequest};
+use brickraft_engine::member::{MemberError, WatchStream};
+use brickraft_engine::types::Revision;
+use bytes::Bytes;
+use pb::watch_create_request::FilterType;
+use pb::watch_request::RequestUnion;
+use pb::watch_server::Watch;
+use prost::Message;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Answers on their way to one client.
+const RESPONSES_MAX: usize = 4;
+/// Updates on their way from a stream's watches to its task.
+const UPDATES_MAX: usize = 4;
+/// Watches on one stream.
+const WATCHES_MAX: usize = 100_000;
+/// The id in answers that belong to no watch, or to all.
+const NO_WATCH: i64 = -1;
+
+type Answer = Result<pb::WatchResponse, Status>;
+
+/// The client is gone; there is nobody to tell.
+struct Gone;
+
+struct Update {
+    id: i64,
+    /// Tells a watch from a later one with the same id.
+    serial: u64,
+    /// `None`: no more.
+    output: Option<WatchOutput>,
+}
+
+struct Running {
+    serial: u64,
+    fragment: bool,
+    progress_notify: bool,
+    progress_wanted: Arc<Notify>,
+    task: AbortHandle,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A round of WatchProgressRequest: answered once every watch has delivered everything up to some revision.
+#[derive(Default)]
+struct Progress {
+    waiting: BTreeSet<i64>,
+    /// The least of what was answered.
+    revision: Option<Revision>,
+    /// Asked for again meanwhile: a round that has begun may answer with less than the second asker knows of.
+    again: bool,
+}
+
+struct Session {
+    api: Api,
+    out: mpsc::Sender<Answer>,
+    updates: mpsc::Sender<Update>,
+    watches: BTreeMap<i64, Running>,
+    next_id: i64,
+    next_serial: u64,
+    progress: Progress,
+}
+
+async fn forward(mut stream: WatchStream, id: i64, serial: u64, progress_wanted: Arc<Notify>, updates: mpsc::Sender<Update>) {
+    loop {
+        let output = tokio::select! {
+            output = stream.next() => output,
+            () = progress_wanted.notified() => {
+                stream.request_progress();
+                continue;
+            }
+        };
+        let last = output.is_none();
+        if updates.send(Update { id, serial, output }).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Splits events into messages of at most about `bytes_max`, each with at least one event.
+fn fragments(events: Vec<mvccpb::Event>, bytes_max: usize) -> Vec<Vec<mvccpb::Event>> {
+    let mut parts = vec![Vec::new()];
+    let mut size = 0;
+    for event in events {
+        let event_size = event.encoded_len();
+        if size + event_size > bytes_max && parts.last().is_some_and(|p| !p.is_empty()) {
+            parts.push(Vec::new());
+            size = 0;
+        }
+        size += event_size;
+        if let Some(part) = parts.last_mut() {
+            part.push(event);
+        }
+    }
+    parts
+}
+
+fn watch_request(r: &pb::WatchCreateRequest, now: Revision) -> Result<WatchRequest, &'static str> {
+    // As in etcd: the empty key stands for the smallest one.
+    let key = if r.key.is_empty() { Bytes::from_static(b"\0") } else { r.key.clone() };
+    let bounded = !r.range_end.is_empty() && r.range_end.as_ref() != b"\0";
+    if bounded && key >= r.range_end {
+        return Err("mvcc: watcher range is empty");
+    }
+    // The answer's header says `now`, and a client that reconnects goes on from there: so that is where it starts.
+    let start_revision = if r.start_revision > 0 { convert::revision(r.start_revision) } else { now.next() };
+    Ok(WatchRequest {
+        key,
+        range_end: r.range_end.clone(),
+        start_revision,
+        no_put: r.filters().any(|f| f == FilterType::Noput),
+        no_delete: r.filters().any(|f| f == FilterType::Nodelete),
+        prev_kv: r.prev_kv,
+        progress_notify: r.progress_notify,
+    })
+}
+
+impl Session {
+    async fn send(&self, revision: Revision, response: pb::WatchResponse) -> Result<(), Gone> {
+        let header = Some(self.api.header(revision));
+        self.out.send(Ok(pb::WatchResponse { header, ..response })).await.map_err(|_| Gone)
+    }
+
+    async fn run(mut self, mut requests: Streaming<pb::WatchRequest>, mut updates: mpsc::Receiver<Update>, leader_required: bool) -> Result<(), Gone> {
+        let api = self.api.clone();
+        let end = api.stream_end(leader_required);
+        tokio::pin!(end);
+        // A client may close its half and go on listening.
+        let mut asking = true;
+        let out = self.out.clone();
+        loop {
+            tokio::select! {
+                request = requests.message(), if asking => match request {
+                    Ok(Some(r)) => self.on_request(r).await?,
+                    Ok(None) => asking = false,
+                    Err(_) => return Err(Gone),
+                },
+                Some(update) = updates.recv() => self.on_update(update).await?,
+                e = &mut end => {
+                    self.watches.clear();
+                    return self.out.send(Err(e.into())).await.map_err(|_| Gone);
+                }
+                () = out.closed() => return Err(Gone),
+            }
+        }
+    }
+
+    async fn on_request(&mut self, request: pb::WatchRequest) -> Result<(), Gone> {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(r)) => self.create(r).await,
+            Some(RequestUnion::CancelRequest(r)) => self.cancel(r.watch_id).await,
+            Some(RequestUnion::ProgressRequest(_)) if self.progress.waiting.is_empty() => self.start_progress().await,
+            Some(RequestUnion::ProgressRequest(_)) => {
+                self.progress.again = true;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn choose_id(&mut self, wanted: i64) -> Result<i64, String> {
+        if self.watches.len() >= WATCHES_MAX {
+            return Err(MemberError::TooManyRequests.to_string());
+        }
+        if wanted != 0 {
+            let taken = self.watches.contains_key(&wanted);
+            return if taken { Err("mvcc: duplicate watch ID provided on the WatchStream".into()) } else { Ok(wanted) };
+        }
+        while self.watches.contains_key(&self.next_id) {
+            self.next_id += 1;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        Ok(id)
+    }
+
+    async fn open(&mut self, r: &pb::WatchCreateRequest, now: Revision) -> Result<(i64, WatchStream), String> {
+        let request = watch_request(r, now)?;
+        let id = self.choose_id(r.watch_id)?;
+        let stream = self.api.handle().watch(Keyspace::User, request).await.map_err(|e| e.to_string())?;
+        Ok((id, stream))
+    }
+
+    async fn create(&mut self, r: pb::WatchCreateRequest) -> Result<(), Gone> {
+        let now = self.api.revision();
+        let (id, stream) = match self.open(&r, now).await {
+            Ok(opened) => opened,
+            Err(cancel_reason) => {
+                let refusal = pb::WatchResponse { watch_id: NO_WATCH, created: true, canceled: true, cancel_reason, ..Default::default() };
+                return self.send(now, refusal).await;
+            }
+        };
+        self.send(now, pb::WatchResponse { watch_id: id, created: true, ..Default::default() }).await?;
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let progress_wanted = Arc::new(Notify::new());
+        if !self.progress.waiting.is_empty() {
+            // The answer speaks for every watch of the stream, so it waits for this one too.
+            self.progress.waiting.insert(id);
+            progress_wanted.notify_one();
+        }
+        let task = tokio::spawn(forward(stream, id, serial, progress_wanted.clone(), self.updates.clone())).abort_handle();
+        let running = Running { serial, fragment: r.fragment, progress_notify: r.progress_notify, progress_wanted, task };
+        self.watches.insert(id, running);
+        Ok(())
+    }
+
+    async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
+        if self.watches.remove(&id).is_none() {
+            return Ok(());
+        }
+        self.send(self.api.revision(), pb::WatchResponse { watch_id: id, canceled: true, ..Default::default() }).await?;
+        self.progress_lost(id).await
+    }
+
+    async fn on_update(&mut self, update: Update) -> Result<(), Gone> {
+        let Update { id, serial, output } = update;
+        let Some(watch) = self.watches.get(&id).filter(|w| w.serial == serial) else { return Ok(()) };
+        match output {
+            Some(WatchOutput::Events { revision, events }) => self.events(id, watch.fragment, revision, events).await,
+            Some(WatchOutput::Progress { revision }) => {
+                let notify = watch.progress_notify;
+                self.on_progress(id, notify, revision).await
+            }
+            Some(WatchOutput::Compacted { compact_revision }) => {
+                self.watches.remove(&id);
+                let response = pb::WatchResponse {
+                    watch_id: id,
+                    canceled: true,
+                    compact_revision: convert::signed(compact_revision.0),
+                    cancel_reason: KvError::Compacted.to_string(),
+                    ..Default::default()
+                };
+                self.send(self.api.revision(), response).await?;
+                self.progress_lost(id).await
+            }
+            None => {
+                // A watch ends by itself only when its member does; the stream ends with it.
+                let end = ApiError::from(MemberError::Stopped);
+                let _ = self.out.send(Err(end.into())).await;
+                Err(Gone)
+            }
+        }
+    }
+
+    async fn events(&self, id: i64, fragment: bool, revision: Revision, events: Vec<Event>) -> Result<(), Gone> {
+        let events = events.into_iter().map(convert::event).collect();
+        let bytes_max = if fragment { self.api.settings().limits.request_bytes_max } else { usize::MAX };
+        let parts = fragments(events, bytes_max);
+        let last = parts.len() - 1;
+        for (i, events) in parts.into_iter().enumerate() {
+            let part = pb::WatchResponse { watch_id: id, fragment: i < last, events, ..Default::default() };
+            self.send(revision, part).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_progress(&mut self) -> Result<(), Gone> {
+        self.progress = Progress { waiting: self.watches.keys().copied().collect(), ..Default::default() };
+        if self.watches.is_empty() {
+            return self.tell_progress(self.api.revision()).await;
+        }
+        self.watches.values().for_each(|w| w.progress_wanted.notify_one());
+        Ok(())
+    }
+
+    async fn tell_progress(&self, revision: Revision) -> Result<(), Gone> {
+        self.send(revision, pb::WatchResponse { watch_id: NO_WATCH, ..Default::default() }).await
+    }
+
+    async fn on_progress(&mut self, id: i64, notify: bool, revision: Revision) -> Result<(), Gone> {
+        if !self.progress.waiting.remove(&id) {
+            if notify {
+                self.send(revision, pb::WatchResponse { watch_id: id, ..Default::default() }).await?;
+            }
+            return Ok(());
+        }
+        let least = self.progress.revision.map_or(revision, |r| r.min(revision));
+        self.progress.revision = Some(least);
+        self.progress_settled().await
+    }
+
+    async fn progress_lost(&mut self, id: i64) -> Result<(), Gone> {
+        if self.progress.waiting.remove(&id) { self.progress_settled().await } else { Ok(()) }
+    }
+
+    /// After the number of watches waited for went down.
+    async fn progress_settled(&mut self) -> Result<(), Gone> {
+        if !self.progress.waiting.is_empty() {
+            return Ok(());
+        }
+        let again = std::mem::take(&mut self.progress.again);
+        match self.progress.revision.take() {
+            Some(revision) => self.tell_progress(revision).await?,
+            // Every watch went away before it answered: ask those that are left, if any.
+            None => return self.start_progress().await,
+        }
+        if again { self.start_progress().await } else { Ok(()) }
+    }
+}
+
+#[tonic::async_trait]
+impl Watch for Api {
+    type WatchStream = ReceiverStream<Answer>;
+
+    async fn watch(&self, request: Request<Streaming<pb::WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        let leader_required = self.require_leader(request.metadata())?;
+        let (out, stream) = mpsc::channel(RESPONSES_MAX);
+        let (updates, updates_rx) = mpsc::channel(UPDATES_MAX);
+        let session = Session {
+            api: self.clone(),
+            out,
+            updates,
+            watches: BTreeMap::new(),
+            next_id: 0,
+            next_serial: 0,
+            progress: Progress::default(),
+        };
+        tokio::spawn(session.run(request.into_inner(), updates_rx, leader_required));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fragments_are_bounded_and_whole() {
+        let event = |n: usize| mvccpb::Event {
+            kv: Some(mvccpb::KeyValue { value: vec![0; n].into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let sizes = |events, max| fragments(events, max).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(sizes(vec![event(100), event(100), event(100)], 250), [2, 1]);
+        assert_eq!(sizes(vec![event(1000), event(10)], 250), [1, 1]);
+        assert_eq!(sizes(vec![event(1), event(1)], usize::MAX), [2]);
+    }
+}
