@@ -4,17 +4,26 @@
 //! reads at any revision since the last compaction. [`WatchHub`] hands changes to watchers, [`Lessor`] keeps
 //! the leader's clock on leases. None of them reads a clock, owns a thread or knows a socket.
 
+mod apply;
+mod backend;
+mod check;
+mod codec;
 mod error;
 mod lessor;
+mod read;
 mod snapshot;
 mod store;
 pub mod types;
 mod watch;
 
+pub use check::check_command;
 pub use error::{ReadError, StoreError};
 pub use lessor::Lessor;
 pub use snapshot::{RestoreWriter, SNAPSHOT_CHUNK_BYTES_MAX, SnapshotHeader, SnapshotReader};
 pub use store::{
-    ApplyEntry, ApplyOutcome, EventPage, LeaseInfo, MemberAttributes, Store, StoreSizes, check_command,
+    ApplyEntry, ApplyOutcome, EventPage, LeaseInfo, MemberAttributes, Store, StoreSizes,
 };
 pub use watch::{WatchConfig, WatchHub, WatchId, WatchOutput, WatchRequest};
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,27 @@
 //! The snapshot stream: FORMAT.md, "Store snapshot stream".
 
+use super::codec::{Def, FORMAT_VERSION, META, META_MEMBERSHIP, META_STATE, SNAPSHOT_TABLES, State};
 use super::error::StoreError;
-use super::store::Store;
+use super::store::Inner;
 use crate::types::{Index, Term};
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use redb::{Durability, Range, ReadTransaction, WriteTransaction};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use xxhash_rust::xxh3::Xxh3;
 
 /// No chunk of a snapshot is larger.
 pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 1 << 20;
+
+const MAGIC: &[u8; 8] = b"brkrsnap";
+/// Magic, version, state, length of the membership plus one (0: none).
+const HEADER_LEN: usize = 8 + 4 + State::LEN + 4;
+const RECORD_HEADER_LEN: usize = 1 + 4 + 4;
+/// Table number 0, count of records, hash.
+const TRAILER_LEN: usize = 1 + 8 + 16;
+/// Larger lengths are damage, not data: they must not make us allocate.
+const MEMBERSHIP_BYTES_MAX: usize = 16 << 20;
+const RECORD_BYTES_MAX: usize = 1 << 30;
 
 /// What a snapshot covers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,37 +35,279 @@ pub struct SnapshotHeader {
 }
 
 /// Reads a snapshot, chunk by chunk. Owns its point in time: the store may change or be dropped meanwhile.
-#[derive(Debug)]
-pub struct SnapshotReader {}
+pub struct SnapshotReader {
+    header: SnapshotHeader,
+    txn: ReadTransaction,
+    /// The next table to open, in [`SNAPSHOT_TABLES`]; past its end and with no table open: all was read.
+    next_table: usize,
+    table: Option<(u8, Range<'static, &'static [u8], &'static [u8]>)>,
+    records: u64,
+    hash: Xxh3,
+    /// Made, not handed out yet: at most a chunk and a record.
+    ready: BytesMut,
+    ended: bool,
+}
+
+impl std::fmt::Debug for SnapshotReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotReader").field("header", &self.header).field("records", &self.records).finish()
+    }
+}
 
 impl SnapshotReader {
+    pub(super) fn new(txn: ReadTransaction, state: State, membership: Option<Bytes>) -> Result<Self, StoreError> {
+        let mut ready = BytesMut::new();
+        ready.put_slice(MAGIC);
+        ready.put_u32_le(FORMAT_VERSION);
+        ready.put_slice(&state.encode());
+        let len = membership.as_ref().map_or(0, |m| m.len() + 1);
+        ready.put_u32_le(u32::try_from(len).unwrap_or(u32::MAX));
+        ready.put_slice(membership.as_deref().unwrap_or_default());
+        let mut hash = Xxh3::new();
+        hash.update(&ready);
+        let header = SnapshotHeader { index: state.applied, term: state.term, membership };
+        Ok(Self { header, txn, next_table: 0, table: None, records: 0, hash, ready, ended: false })
+    }
+
     /// What the snapshot covers.
     #[must_use]
     pub fn header(&self) -> &SnapshotHeader {
-        const EMPTY: &SnapshotHeader = &SnapshotHeader { index: Index(0), term: Term(0), membership: None };
-        EMPTY
+        &self.header
     }
 
     /// The next portion of the stream, at most [`SNAPSHOT_CHUNK_BYTES_MAX`]; `None` after the last.
     pub fn next_chunk(&mut self) -> Result<Option<Bytes>, StoreError> {
-        Ok(None)
+        while self.ready.len() < SNAPSHOT_CHUNK_BYTES_MAX && !self.ended {
+            self.produce()?;
+        }
+        if self.ready.is_empty() {
+            return Ok(None);
+        }
+        let len = self.ready.len().min(SNAPSHOT_CHUNK_BYTES_MAX);
+        Ok(Some(self.ready.split_to(len).freeze()))
+    }
+
+    /// Adds a record, moves to the next table, or adds the trailer.
+    fn produce(&mut self) -> Result<(), StoreError> {
+        let start = self.ready.len();
+        if let Some((id, range)) = &mut self.table {
+            let Some(item) = range.next() else {
+                self.table = None;
+                return Ok(());
+            };
+            let (key, value) = item?;
+            let (key, value) = (key.value(), value.value());
+            self.ready.put_u8(*id);
+            self.ready.put_u32_le(u32::try_from(key.len()).unwrap_or(u32::MAX));
+            self.ready.put_u32_le(u32::try_from(value.len()).unwrap_or(u32::MAX));
+            self.ready.put_slice(key);
+            self.ready.put_slice(value);
+            self.records += 1;
+        } else if let Some(&(id, table, _)) = SNAPSHOT_TABLES.get(self.next_table) {
+            self.next_table += 1;
+            self.table = Some((id, self.txn.open_table(table)?.range::<&[u8]>(..)?));
+        } else {
+            self.ready.put_u8(0);
+            self.ready.put_u64_le(self.records);
+            self.hash.update(&self.ready[start..]);
+            self.ready.put_u128_le(self.hash.digest128());
+            self.ended = true;
+            return Ok(());
+        }
+        self.hash.update(&self.ready[start..]);
+        Ok(())
     }
 }
 
-/// Takes a snapshot stream in portions of any size.
-#[derive(Debug)]
-pub struct RestoreWriter<'s> {
-    _store: &'s Store,
+impl Iterator for SnapshotReader {
+    type Item = Result<Bytes, StoreError>;
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_chunk().transpose()
+    }
 }
 
-impl RestoreWriter<'_> {
-    /// Takes the next portion.
-    pub fn push(&mut self, _chunk: &[u8]) -> Result<(), StoreError> {
+/// Takes a snapshot stream in portions of any size, into a write transaction that only [`Self::finish`]
+/// commits: a stream that breaks off or turns out damaged leaves the store as it was.
+pub struct RestoreWriter {
+    inner: Arc<Inner>,
+    txn: Option<WriteTransaction>,
+    header: Option<(State, Option<Bytes>)>,
+    /// Arrived, not taken in yet: less than a record after each push.
+    pending: BytesMut,
+    hash: Xxh3,
+    /// Bytes taken in.
+    offset: u64,
+    records: u64,
+    /// Place in [`SNAPSHOT_TABLES`] and key of the last record; order is strict.
+    last: Option<(usize, Bytes)>,
+    ended: bool,
+}
+
+impl std::fmt::Debug for RestoreWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RestoreWriter").field("offset", &self.offset).field("records", &self.records).finish()
+    }
+}
+
+impl Drop for RestoreWriter {
+    fn drop(&mut self) {
+        // The transaction goes first: whoever sees the flag down may begin another.
+        self.txn = None;
+        self.inner.restoring.store(false, Ordering::Release);
+    }
+}
+
+impl RestoreWriter {
+    pub(super) fn new(inner: Arc<Inner>) -> Result<Self, StoreError> {
+        let mut txn = inner.db.begin_write()?;
+        txn.set_durability(Durability::Immediate)?;
+        txn.set_quick_repair(true);
+        for (_, table, _) in SNAPSHOT_TABLES {
+            txn.delete_table(table)?;
+            txn.open_table(table)?;
+        }
+        inner.restoring.store(true, Ordering::Release);
+        Ok(Self {
+            inner,
+            txn: Some(txn),
+            header: None,
+            pending: BytesMut::new(),
+            hash: Xxh3::new(),
+            offset: 0,
+            records: 0,
+            last: None,
+            ended: false,
+        })
+    }
+
+    fn refuse<T>(&self, what: impl Into<String>) -> Result<T, StoreError> {
+        Err(StoreError::SnapshotRefused { offset: self.offset, what: what.into() })
+    }
+
+    /// Takes the next portion. After an error, drop the writer: the stream cannot be mended.
+    pub fn push(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
+        self.pending.put_slice(chunk);
+        if self.header.is_none() && !self.take_header()? {
+            return Ok(());
+        }
+        while self.take_record()? {}
+        if self.ended && !self.pending.is_empty() {
+            return self.refuse("bytes follow the end");
+        }
         Ok(())
     }
 
+    /// Bytes taken off the front, and into the hash.
+    fn take(&mut self, len: usize) -> Bytes {
+        let bytes = self.pending.split_to(len).freeze();
+        self.hash.update(&bytes);
+        self.offset += len as u64;
+        bytes
+    }
+
+    fn take_header(&mut self) -> Result<bool, StoreError> {
+        if self.pending.len() < HEADER_LEN {
+            return Ok(false);
+        }
+        let mut fields = &self.pending[..HEADER_LEN];
+        if &fields[..8] != MAGIC {
+            return self.refuse(format!("begins with {:02x?}, not with a snapshot's {MAGIC:02x?}", &fields[..8]));
+        }
+        fields.advance(8);
+        let version = fields.get_u32_le();
+        if version != FORMAT_VERSION {
+            return self.refuse(format!("format version {version}, this program knows {FORMAT_VERSION}"));
+        }
+        let state = match State::decode(&fields[..State::LEN]) {
+            Ok(state) => state,
+            Err(error) => return self.refuse(error.to_string()),
+        };
+        fields.advance(State::LEN);
+        let len = fields.get_u32_le() as usize;
+        if len > MEMBERSHIP_BYTES_MAX {
+            return self.refuse(format!("membership of {len} bytes, at most {MEMBERSHIP_BYTES_MAX} make sense"));
+        }
+        if self.pending.len() < HEADER_LEN + len.saturating_sub(1) {
+            return Ok(false);
+        }
+        self.take(HEADER_LEN);
+        let membership = (len > 0).then(|| self.take(len - 1));
+        self.header = Some((state, membership));
+        Ok(true)
+    }
+
+    /// Takes one record, or the trailer; false when more must arrive first.
+    fn take_record(&mut self) -> Result<bool, StoreError> {
+        let Some(&id) = self.pending.first().filter(|_| !self.ended) else { return Ok(false) };
+        if id == 0 {
+            return self.take_trailer();
+        }
+        if self.pending.len() < RECORD_HEADER_LEN {
+            return Ok(false);
+        }
+        let mut fields = &self.pending[1..RECORD_HEADER_LEN];
+        let (key_len, value_len) = (fields.get_u32_le() as usize, fields.get_u32_le() as usize);
+        let Some(place) = SNAPSHOT_TABLES.iter().position(|table| table.0 == id) else {
+            return self.refuse(format!("table number {id} is unknown"));
+        };
+        if key_len > RECORD_BYTES_MAX || value_len > RECORD_BYTES_MAX {
+            return self.refuse(format!("record of {key_len} + {value_len} bytes"));
+        }
+        if self.pending.len() < RECORD_HEADER_LEN + key_len + value_len {
+            return Ok(false);
+        }
+        let record = self.take(RECORD_HEADER_LEN + key_len + value_len).slice(RECORD_HEADER_LEN..);
+        let (key, value) = (record.slice(..key_len), record.slice(key_len..));
+        if self.last.as_ref().is_some_and(|(p, k)| (*p, &k[..]) >= (place, &key[..])) {
+            return self.refuse(format!("table {}: records out of order", SNAPSHOT_TABLES[place].2));
+        }
+        self.insert(SNAPSHOT_TABLES[place].1, &key, &value)?;
+        self.last = Some((place, key));
+        self.records += 1;
+        Ok(true)
+    }
+
+    fn insert(&self, table: Def, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        let Some(txn) = &self.txn else { return self.refuse("the stream has ended") };
+        txn.open_table(table)?.insert(key, value)?;
+        Ok(())
+    }
+
+    fn take_trailer(&mut self) -> Result<bool, StoreError> {
+        if self.pending.len() < TRAILER_LEN {
+            return Ok(false);
+        }
+        let records = self.take(TRAILER_LEN - 16).slice(1..).get_u64_le();
+        if records != self.records {
+            return self.refuse(format!("it tells of {records} records, {} arrived", self.records));
+        }
+        let (told, found) = (self.pending.get_u128_le(), self.hash.digest128());
+        if told != found {
+            return self.refuse(format!("checksum {found:032x} instead of {told:032x}"));
+        }
+        self.ended = true;
+        Ok(false)
+    }
+
     /// Checks that the stream is complete and undamaged, and makes it the store's state, durably.
-    pub fn finish(self) -> Result<(Index, Term), StoreError> {
-        Err(StoreError::Restoring)
+    pub fn finish(mut self) -> Result<(Index, Term), StoreError> {
+        if !self.ended {
+            self.offset += self.pending.len() as u64;
+            return self.refuse("the stream breaks off");
+        }
+        let (Some((state, membership)), Some(txn)) = (self.header.take(), self.txn.take()) else {
+            return self.refuse("no header");
+        };
+        {
+            let mut meta = txn.open_table(META)?;
+            meta.insert(META_STATE, &state.encode()[..])?;
+            match &membership {
+                Some(membership) => meta.insert(META_MEMBERSHIP, &membership[..])?,
+                None => meta.remove(META_MEMBERSHIP)?,
+            };
+        }
+        txn.commit()?;
+        self.inner.install(state, Some(membership));
+        Ok((state.applied, state.term))
     }
 }

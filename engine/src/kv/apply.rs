@@ -1,0 +1,502 @@
+//! Commands on the tables, inside one write transaction. Deterministic: no clock, no random, no hash order.
+//!
+//! A command is checked wholly before its first write, so that it either happens or leaves nothing behind.
+
+use super::check::check_command;
+use super::codec::{
+    ATTACHED, Current, INLINE_BYTES_MAX, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, State,
+    attached_key, damaged, index_key, index_value, tables_of,
+};
+use super::error::{ReadError, StoreError};
+use super::read::{Hit, Span, View};
+use super::store::{ApplyEntry, ApplyOutcome, MemberAttributes};
+use super::types::{
+    Applied, Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, Event, KeyValue,
+    Keyspace, KvError, OpResponse, PutRequest, TxnOp, TxnRequest,
+};
+use crate::types::{NodeId, Revision};
+use bytes::Bytes;
+use redb::{ReadableTable, Table, WriteTransaction};
+
+/// etcd's bound on a lease's time.
+const LEASE_TTL_S_MAX: i64 = 9_000_000_000;
+/// What a record is taken to cost besides its bytes.
+const RECORD_OVERHEAD_BYTES: u64 = 16;
+
+pub(super) type Tbl<'t> = Table<'t, &'static [u8], &'static [u8]>;
+
+/// A request refused, or a store that failed.
+enum Stop {
+    Kv(KvError),
+    Store(StoreError),
+}
+
+impl<E: Into<StoreError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Stop {
+    fn from_read(error: ReadError) -> Self {
+        match error {
+            ReadError::Kv(e) => Self::Kv(e),
+            ReadError::CompactedAt(_) => Self::Kv(KvError::Compacted),
+            ReadError::Store(e) => Self::Store(e),
+        }
+    }
+}
+
+struct KeyspaceTables<'t> {
+    current: Tbl<'t>,
+    log: Tbl<'t>,
+    index: Tbl<'t>,
+}
+
+/// The changes of one command: all have the same main revision.
+struct Change {
+    keyspace: Keyspace,
+    main: u64,
+    events: Vec<Event>,
+}
+
+impl Change {
+    fn next_rev(&self) -> Rev {
+        Rev { main: self.main, sub: u32::try_from(self.events.len()).unwrap_or(u32::MAX) }
+    }
+}
+
+/// A transaction's chosen branch, nested ones included.
+struct Path {
+    succeeded: bool,
+    nested: Vec<Path>,
+}
+
+/// All tables open for writing.
+pub(super) struct Writer<'t> {
+    state: State,
+    keyspaces: [KeyspaceTables<'t>; 2],
+    leases: Tbl<'t>,
+    attached: Tbl<'t>,
+    members: Tbl<'t>,
+    meta: Tbl<'t>,
+    scratch: Vec<u8>,
+}
+
+/// Inserts, keeping count of the bytes in use.
+fn insert(table: &mut Tbl<'_>, used: &mut u64, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    let replaced = table.insert(key, value)?.map(|old| old.value().len());
+    match replaced {
+        Some(old) => *used = used.saturating_sub(old as u64),
+        None => *used += key.len() as u64 + RECORD_OVERHEAD_BYTES,
+    }
+    *used += value.len() as u64;
+    Ok(())
+}
+
+fn remove(table: &mut Tbl<'_>, used: &mut u64, key: &[u8]) -> Result<bool, StoreError> {
+    let Some(removed) = table.remove(key)?.map(|old| old.value().len()) else { return Ok(false) };
+    *used = used.saturating_sub((removed + key.len()) as u64 + RECORD_OVERHEAD_BYTES);
+    Ok(true)
+}
+
+impl<'t> Writer<'t> {
+    pub(super) fn open(txn: &'t WriteTransaction, state: State) -> Result<Self, StoreError> {
+        let open = |keyspace| -> Result<KeyspaceTables<'t>, StoreError> {
+            let [current, log, index] = tables_of(keyspace);
+            Ok(KeyspaceTables {
+                current: txn.open_table(current)?,
+                log: txn.open_table(log)?,
+                index: txn.open_table(index)?,
+            })
+        };
+        Ok(Self {
+            state,
+            keyspaces: [open(Keyspace::User)?, open(Keyspace::System)?],
+            leases: txn.open_table(LEASES)?,
+            attached: txn.open_table(ATTACHED)?,
+            members: txn.open_table(MEMBERS)?,
+            meta: txn.open_table(META)?,
+            scratch: Vec::new(),
+        })
+    }
+
+    /// Writes the numbers; what it returns is the store's state once the transaction commits.
+    pub(super) fn finish(mut self) -> Result<State, StoreError> {
+        self.meta.insert(META_STATE, &self.state.encode()[..])?;
+        Ok(self.state)
+    }
+
+    /// Applies one entry, or skips it when it has been applied.
+    pub(super) fn apply(&mut self, entry: &ApplyEntry) -> Result<ApplyOutcome, StoreError> {
+        let keyspace = match &entry.command {
+            Some(
+                Command::Put(ks, _)
+                | Command::DeleteRange(ks, _)
+                | Command::Txn(ks, _)
+                | Command::Compact { keyspace: ks, .. },
+            ) => *ks,
+            _ => Keyspace::User,
+        };
+        let mut change = Change { keyspace, main: self.state.revision(keyspace).next().0, events: Vec::new() };
+        let mut result = Ok(CommandResponse::Done);
+        let skipped = entry.index <= self.state.applied;
+        if !skipped {
+            if entry.index != self.state.applied.next() {
+                return Err(StoreError::Gap { applied: self.state.applied, got: entry.index });
+            }
+            if let Some(command) = &entry.command {
+                result = match self.command(command, &mut change) {
+                    Ok(response) => Ok(response),
+                    Err(Stop::Kv(error)) => Err(error),
+                    Err(Stop::Store(error)) => return Err(error),
+                };
+            }
+            if let Some(membership) = &entry.membership {
+                self.meta.insert(META_MEMBERSHIP, &membership[..])?;
+            }
+            self.state.applied = entry.index;
+            self.state.term = entry.term;
+            if !change.events.is_empty() {
+                self.state.keyspaces[keyspace as usize].revision = change.main;
+            }
+        }
+        let applied = Applied { revision: self.state.revision(keyspace), result };
+        Ok(ApplyOutcome { index: entry.index, applied, keyspace, events: change.events, skipped })
+    }
+
+    fn command(&mut self, command: &Command, change: &mut Change) -> Result<CommandResponse, Stop> {
+        check_command(command, usize::MAX).map_err(Stop::Kv)?;
+        match command {
+            Command::Put(_, put) => {
+                self.check_put(put, change)?;
+                self.put(put, change).map(CommandResponse::Op)
+            }
+            Command::DeleteRange(_, delete) => self.delete_range(delete, change).map(CommandResponse::Op),
+            Command::Txn(_, txn) => {
+                let path = self.choose(txn, change)?;
+                self.check_path(txn, &path, change)?;
+                self.txn(txn, &path, change).map(CommandResponse::Op)
+            }
+            Command::Compact { keyspace, revision } => self.compact(*keyspace, *revision),
+            Command::LeaseGrant { id, ttl_s } => self.lease_grant(*id, *ttl_s),
+            Command::LeaseRevoke { id } => self.lease_revoke(*id, change),
+            Command::MemberAttributes { id, name, client_urls } => self.member_attributes(*id, name, client_urls),
+        }
+    }
+
+    fn view(&self, change: &Change) -> View<'_, Tbl<'t>> {
+        let tables = &self.keyspaces[change.keyspace as usize];
+        let state = &self.state.keyspaces[change.keyspace as usize];
+        View {
+            current: &tables.current,
+            log: &tables.log,
+            index: &tables.index,
+            revision: if change.events.is_empty() { state.revision } else { change.main },
+            compact: state.compact,
+        }
+    }
+
+    /// What a put needs of the state: a lease to attach to, a key to take value or lease from.
+    fn check_put(&self, put: &PutRequest, change: &Change) -> Result<(), Stop> {
+        if put.lease != 0 {
+            // Leases belong to clients; the cluster's own keys have none.
+            let known = change.keyspace == Keyspace::User && self.leases.get(&put.lease.to_be_bytes()[..])?.is_some();
+            if !known {
+                return Err(Stop::Kv(KvError::LeaseNotFound));
+            }
+        }
+        if (put.ignore_value || put.ignore_lease) && self.view(change).get(&put.key, false)?.is_none() {
+            return Err(Stop::Kv(KvError::KeyNotFound));
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, put: &PutRequest, change: &mut Change) -> Result<OpResponse, Stop> {
+        let old = self.view(change).get(&put.key, true)?;
+        let rev = change.next_rev();
+        let kv = KeyValue {
+            key: put.key.clone(),
+            value: match &old {
+                Some(old) if put.ignore_value => old.kv.value.clone(),
+                _ => put.value.clone(),
+            },
+            create_revision: old.as_ref().map_or(Revision(rev.main), |old| old.kv.create_revision),
+            mod_revision: Revision(rev.main),
+            version: old.as_ref().map_or(1, |old| old.kv.version.saturating_add(1)),
+            lease: match &old {
+                Some(old) if put.ignore_lease => old.kv.lease,
+                _ => put.lease,
+            },
+        };
+        self.log(change.keyspace, rev, false, &kv, old.as_ref())?;
+        let record = Current {
+            rev,
+            create: kv.create_revision.0,
+            version: kv.version,
+            lease: kv.lease,
+            inline: (kv.value.len() <= INLINE_BYTES_MAX).then_some(&kv.value[..]),
+        };
+        record.encode(&mut self.scratch);
+        let current = &mut self.keyspaces[change.keyspace as usize].current;
+        insert(current, &mut self.state.used_bytes, &kv.key, &self.scratch)?;
+        self.attach(&kv.key, old.as_ref().map_or(0, |old| old.kv.lease), kv.lease)?;
+        let prev_kv = old.map(|old| old.kv);
+        change.events.push(Event { delete: false, kv, prev_kv: prev_kv.clone() });
+        Ok(OpResponse::Put { prev_kv: prev_kv.filter(|_| put.prev_kv) })
+    }
+
+    /// Appends to the history, and files the version that it supersedes under its key.
+    fn log(&mut self, ks: Keyspace, rev: Rev, delete: bool, kv: &KeyValue, old: Option<&Hit>) -> Result<(), StoreError> {
+        let tables = &mut self.keyspaces[ks as usize];
+        let used = &mut self.state.used_bytes;
+        let logged = Logged {
+            delete,
+            create: kv.create_revision.0,
+            version: kv.version,
+            lease: kv.lease,
+            prev: old.map_or(Rev::NONE, |old| old.rev),
+            key: &kv.key,
+            value: &kv.value,
+        };
+        logged.encode(&mut self.scratch);
+        insert(&mut tables.log, used, &rev.key(), &self.scratch)?;
+        if let Some(old) = old {
+            insert(&mut tables.index, used, &index_key(&kv.key, old.rev.main), &index_value(old.rev.sub, false))?;
+        }
+        if delete {
+            insert(&mut tables.index, used, &index_key(&kv.key, rev.main), &index_value(rev.sub, true))?;
+        }
+        Ok(())
+    }
+
+    /// Moves a key from one lease to another; 0 is none.
+    fn attach(&mut self, key: &[u8], from: i64, to: i64) -> Result<(), StoreError> {
+        if from != to {
+            let used = &mut self.state.used_bytes;
+            if from != 0 {
+                remove(&mut self.attached, used, &attached_key(from, key))?;
+            }
+            if to != 0 {
+                insert(&mut self.attached, used, &attached_key(to, key), &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, old: Hit, change: &mut Change) -> Result<(), StoreError> {
+        let rev = change.next_rev();
+        let key = old.kv.key.clone();
+        let kv = KeyValue { key, mod_revision: Revision(rev.main), ..KeyValue::default() };
+        self.log(change.keyspace, rev, true, &kv, Some(&old))?;
+        let current = &mut self.keyspaces[change.keyspace as usize].current;
+        remove(current, &mut self.state.used_bytes, &kv.key)?;
+        self.attach(&kv.key, old.kv.lease, 0)?;
+        change.events.push(Event { delete: true, kv, prev_kv: Some(old.kv) });
+        Ok(())
+    }
+
+    fn delete_range(&mut self, request: &DeleteRangeRequest, change: &mut Change) -> Result<OpResponse, Stop> {
+        let hits = self.view(change).all(Span::new(&request.key, &request.range_end), true)?;
+        let deleted = hits.len() as u64;
+        let mut prev_kvs = Vec::new();
+        for hit in hits {
+            if request.prev_kv {
+                prev_kvs.push(hit.kv.clone());
+            }
+            self.delete(hit, change)?;
+        }
+        Ok(OpResponse::DeleteRange { deleted, prev_kvs })
+    }
+
+    /// Evaluates the comparisons, nested ones too, on the state before the transaction (as etcd does).
+    fn choose(&self, txn: &TxnRequest, change: &Change) -> Result<Path, Stop> {
+        let mut succeeded = true;
+        for compare in &txn.compare {
+            if !self.holds(compare, change)? {
+                succeeded = false;
+                break;
+            }
+        }
+        let mut nested = Vec::new();
+        for op in if succeeded { &txn.success } else { &txn.failure } {
+            if let TxnOp::Txn(inner) = op {
+                nested.push(self.choose(inner, change)?);
+            }
+        }
+        Ok(Path { succeeded, nested })
+    }
+
+    fn holds(&self, compare: &Compare, change: &Change) -> Result<bool, Stop> {
+        let values = matches!(compare.target, CompareTarget::Value(_));
+        let hits = self.view(change).all(Span::new(&compare.key, &compare.range_end), values)?;
+        if hits.is_empty() {
+            // A key that is not there compares like zeros, but has no value to compare.
+            return Ok(!values && compares(compare, &KeyValue::default()));
+        }
+        Ok(hits.iter().all(|hit| compares(compare, &hit.kv)))
+    }
+
+    fn check_path(&self, txn: &TxnRequest, path: &Path, change: &Change) -> Result<(), Stop> {
+        let mut nested = path.nested.iter();
+        for op in if path.succeeded { &txn.success } else { &txn.failure } {
+            match op {
+                TxnOp::Range(range) => self.view(change).check_revision(range.revision).map_err(Stop::Kv)?,
+                TxnOp::Put(put) => self.check_put(put, change)?,
+                TxnOp::DeleteRange(_) => {}
+                TxnOp::Txn(inner) => {
+                    if let Some(path) = nested.next() {
+                        self.check_path(inner, path, change)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn txn(&mut self, txn: &TxnRequest, path: &Path, change: &mut Change) -> Result<OpResponse, Stop> {
+        let mut nested = path.nested.iter();
+        let mut responses = Vec::new();
+        for op in if path.succeeded { &txn.success } else { &txn.failure } {
+            responses.push(match op {
+                TxnOp::Range(range) => OpResponse::Range(self.view(change).range(range).map_err(Stop::from_read)?),
+                TxnOp::Put(put) => self.put(put, change)?,
+                TxnOp::DeleteRange(delete) => self.delete_range(delete, change)?,
+                TxnOp::Txn(inner) => match nested.next() {
+                    Some(path) => self.txn(inner, path, change)?,
+                    None => continue,
+                },
+            });
+        }
+        Ok(OpResponse::Txn { succeeded: path.succeeded, responses })
+    }
+
+    /// Forgets history at once for readers; [`Self::collect`] removes it from the tables by and by.
+    fn compact(&mut self, keyspace: Keyspace, revision: Revision) -> Result<CommandResponse, Stop> {
+        let state = &mut self.state.keyspaces[keyspace as usize];
+        if revision.0 <= state.compact {
+            return Err(Stop::Kv(KvError::Compacted));
+        }
+        if revision.0 > state.revision {
+            return Err(Stop::Kv(KvError::FutureRevision));
+        }
+        state.compact = revision.0;
+        Ok(CommandResponse::Compacted)
+    }
+
+    fn lease_grant(&mut self, id: i64, ttl_s: i64) -> Result<CommandResponse, Stop> {
+        if ttl_s > LEASE_TTL_S_MAX {
+            return Err(Stop::Kv(KvError::LeaseTtlTooLarge));
+        }
+        let key = id.to_be_bytes();
+        // 0 means "no lease" everywhere; a proposer replaces it by an id, and nothing else may be 0.
+        if id == 0 || self.leases.get(&key[..])?.is_some() {
+            return Err(Stop::Kv(KvError::LeaseExists));
+        }
+        let ttl_s = ttl_s.max(1);
+        insert(&mut self.leases, &mut self.state.used_bytes, &key, &ttl_s.to_le_bytes())?;
+        Ok(CommandResponse::LeaseGranted { id, ttl_s })
+    }
+
+    fn lease_revoke(&mut self, id: i64, change: &mut Change) -> Result<CommandResponse, Stop> {
+        if !remove(&mut self.leases, &mut self.state.used_bytes, &id.to_be_bytes())? {
+            return Err(Stop::Kv(KvError::LeaseNotFound));
+        }
+        for key in lease_keys(&self.attached, id)? {
+            match self.view(change).get(&key, true)? {
+                Some(hit) => self.delete(hit, change)?,
+                None => return Err(damaged("attached", "key that does not exist", &key).into()),
+            }
+        }
+        Ok(CommandResponse::LeaseRevoked)
+    }
+
+    fn member_attributes(&mut self, id: NodeId, name: &str, urls: &[String]) -> Result<CommandResponse, Stop> {
+        let attributes = MemberAttributes { name: name.to_owned(), client_urls: urls.to_vec() };
+        let bytes = postcard::to_allocvec(&attributes)
+            .map_err(|e| StoreError::Damaged { table: "members", what: format!("encode: {e}") })?;
+        insert(&mut self.members, &mut self.state.used_bytes, &id.0.to_be_bytes(), &bytes)?;
+        Ok(CommandResponse::Done)
+    }
+
+    /// Removes what no revision from `compact` on can reach: each change below it makes its predecessor
+    /// garbage, and itself when it is a deletion. Looks at about `events_max` changes, whole revisions, each
+    /// change once in its life. True when more is left.
+    pub(super) fn collect(&mut self, events_max: usize) -> Result<bool, StoreError> {
+        let mut left = events_max;
+        for ks in [Keyspace::User, Keyspace::System] {
+            while self.state.keyspaces[ks as usize].collected < self.state.keyspaces[ks as usize].compact {
+                if left == 0 {
+                    return Ok(true);
+                }
+                left = left.saturating_sub(self.collect_some(ks, left)?);
+            }
+        }
+        Ok(false)
+    }
+
+    fn collect_some(&mut self, ks: Keyspace, events_max: usize) -> Result<usize, StoreError> {
+        let state = &mut self.state.keyspaces[ks as usize];
+        let tables = &mut self.keyspaces[ks as usize];
+        let used = &mut self.state.used_bytes;
+        let (from, to) = (Rev { main: state.collected, sub: 0 }.key(), Rev { main: state.compact, sub: 0 }.key());
+        let mut garbage = Vec::new();
+        let (mut looked, mut main, mut done) = (0, state.collected, state.compact);
+        for item in tables.log.range::<&[u8]>(&from[..]..&to[..])? {
+            let (key, record) = item?;
+            let rev = Rev::from_key(key.value())?;
+            if looked >= events_max && rev.main > main {
+                done = rev.main;
+                break;
+            }
+            main = rev.main;
+            looked += 1;
+            let logged = Logged::decode(record.value())?;
+            if logged.prev != Rev::NONE {
+                garbage.push((logged.prev, Bytes::copy_from_slice(logged.key)));
+            }
+            if logged.delete {
+                garbage.push((rev, Bytes::copy_from_slice(logged.key)));
+            }
+        }
+        for (rev, key) in garbage {
+            remove(&mut tables.log, used, &rev.key())?;
+            remove(&mut tables.index, used, &index_key(&key, rev.main))?;
+        }
+        state.collected = done;
+        Ok(looked.max(1))
+    }
+}
+
+fn compares(compare: &Compare, kv: &KeyValue) -> bool {
+    let order = match &compare.target {
+        CompareTarget::Version(version) => kv.version.cmp(version),
+        CompareTarget::Create(revision) => kv.create_revision.cmp(revision),
+        CompareTarget::Mod(revision) => kv.mod_revision.cmp(revision),
+        CompareTarget::Value(value) => kv.value.cmp(value),
+        CompareTarget::Lease(lease) => kv.lease.cmp(lease),
+    };
+    match compare.op {
+        CompareOp::Equal => order.is_eq(),
+        CompareOp::Greater => order.is_gt(),
+        CompareOp::Less => order.is_lt(),
+        CompareOp::NotEqual => order.is_ne(),
+    }
+}
+
+/// The keys attached to a lease, in order.
+pub(super) fn lease_keys(
+    attached: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    id: i64,
+) -> Result<Vec<Bytes>, StoreError> {
+    let prefix = id.to_be_bytes();
+    let mut keys = Vec::new();
+    for item in attached.range::<&[u8]>(&prefix[..]..)? {
+        let (key, _) = item?;
+        match key.value().strip_prefix(&prefix[..]) {
+            Some(key) => keys.push(Bytes::copy_from_slice(key)),
+            None => break,
+        }
+    }
+    Ok(keys)
+}
