@@ -1,4 +1,4 @@
-//! A brick's disk: the [`BrickStore`] trait, `DirStore` (a directory of a Linux file system) and
+//! A brick's disk: the [`BrickStore`] trait, [`DirStore`] (a directory of a Linux file system) and
 //! `SimStore` (the same in memory, for the simulator), with one `conformance` suite for both.
 //!
 //! A store executes; it does not decide. Who may do what in which order is `fs::replica`'s; a store
@@ -6,9 +6,13 @@
 //!
 //! The byte formats stand in FORMAT.md, chapter "brick".
 
+mod acl;
 mod bucket_set;
+mod check;
+mod dir;
 
 pub use bucket_set::{BUCKET_COUNT, BucketSet};
+pub use dir::DirStore;
 
 use crate::fop::{Attr, Bucket, Errno, Fop, FopResult, Gfid, TimeSpec};
 use bytes::Bytes;
