@@ -1,20 +1,23 @@
 //! A brick's disk: the [`BrickStore`] trait, [`DirStore`] (a directory of a Linux file system) and
-//! `SimStore` (the same in memory, for the simulator), with one `conformance` suite for both.
+//! `SimStore` (the same in memory, for the simulator), with one [`conformance`] suite for both.
 //!
 //! A store executes; it does not decide. Who may do what in which order is `fs::replica`'s; a store
-//! has no clock (times come in with the change), no thread and no random source.
+//! has no clock (times come in with the change) and no random source. `DirStore` waits for `syncfs` in a thread, since
+//! io_uring does not have it; everything else happens on the caller's.
 //!
 //! The byte formats stand in FORMAT.md, chapter "brick".
 
 mod acl;
 mod bucket_set;
 mod check;
+pub mod conformance;
 mod dir;
 
 pub use bucket_set::{BUCKET_COUNT, BucketSet};
 pub use dir::DirStore;
 
 use crate::fop::{Attr, Bucket, Errno, Fop, FopResult, Gfid, TimeSpec};
+use crate::heal::HealStore;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
@@ -103,12 +106,11 @@ pub enum StoreError {
     Latched,
 }
 
-/// A brick's disk. What a heal needs besides is `fs::heal::HealStore`, which both stores implement too (it becomes a
-/// supertrait as soon as it is on main).
+/// A brick's disk. What a heal needs besides is its supertrait's.
 ///
 /// Names are checked here, whoever calls: not empty, `.` or `..`, no `/` or NUL, at most 255 bytes
 /// (`EINVAL`, `ENAMETOOLONG`), and not `.brickraft` in the root (`EPERM`).
-pub trait BrickStore {
+pub trait BrickStore: HealStore {
     // ---- identity and the dirty bitmap ----
 
     /// Who the brick is.

@@ -1,7 +1,6 @@
 //! Changes of an object: attributes, size, space, extended attributes.
 
 use super::DirStore;
-use super::handles::Obj;
 use super::sys::{self, Res};
 use crate::fop::{Attr, Errno, FileKind, Gfid, SetAttr, TimeSpec};
 use crate::store::{OpCtx, check};
@@ -52,10 +51,8 @@ impl DirStore {
         let file = self.file(gfid)?;
         self.mark(&[gfid.bucket()])?;
         sys::fallocate(&file, mode, offset, len)?;
-        if mode != FALLOC_KEEP_SIZE {
-            self.set_mtime(gfid, ctx.time)?;
-        }
-        Ok(())
+        // File systems touch the mtime in every mode, by their own clock.
+        self.set_mtime(gfid, ctx.time)
     }
 
     fn set_mtime(&mut self, gfid: Gfid, time: TimeSpec) -> Res<()> {
@@ -75,10 +72,5 @@ impl DirStore {
         let obj = self.find(gfid)?.0;
         self.mark(&[gfid.bucket()])?;
         obj.at(&self.handles.private).remove_xattr(name)
-    }
-
-    /// Whether `obj` is a directory.
-    pub(super) const fn is_dir_obj(obj: &Obj) -> bool {
-        matches!(obj, Obj::Dir(_))
     }
 }

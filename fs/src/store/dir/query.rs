@@ -3,7 +3,7 @@
 use super::DirStore;
 use super::handles::Obj;
 use super::sys::{self, At, Res};
-use crate::fop::{Attr, DirEntry, Errno, FileKind, Fop, FopResult, Gfid, Reply, StatFs};
+use crate::fop::{Attr, DirEntry, Errno, Fop, FopResult, Gfid, Reply, StatFs};
 use crate::store::check;
 use bytes::Bytes;
 use rustix::fs::Stat;
@@ -158,10 +158,5 @@ impl DirStore {
             Reply::Data(text) => Ok(text),
             _ => Err(Errno::EIO),
         }
-    }
-
-    /// The kind of what stands at a stat.
-    pub(super) fn is_file(stat: &Stat) -> bool {
-        sys::kind(stat) == FileKind::File
     }
 }
