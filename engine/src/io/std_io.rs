@@ -55,8 +55,7 @@ impl Io for StdIo {
 
     fn open(&mut self, name: &str, create: bool) -> io::Result<usize> {
         let file = self.dir.open_file(name, create)?;
-        self.files.push(Some(file));
-        Ok(self.files.len() - 1)
+        Ok(keep(&mut self.files, file))
     }
 
     fn close(&mut self, file: usize) {
@@ -104,6 +103,16 @@ impl Io for StdIo {
     fn describe(&self) -> String {
         "pwrite and fdatasync".into()
     }
+}
+
+/// Puts `file` into the first free slot, which is its handle.
+pub(super) fn keep<T>(files: &mut Vec<Option<T>>, file: T) -> usize {
+    let at = files.iter().position(Option::is_none).unwrap_or(files.len());
+    if at == files.len() {
+        files.push(None);
+    }
+    files[at] = Some(file);
+    at
 }
 
 pub(super) fn closed() -> io::Error {

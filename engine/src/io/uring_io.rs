@@ -2,7 +2,7 @@
 //! buffered writes each followed by fdatasync.
 
 use super::ring::read_full;
-use super::std_io::{Dir, closed};
+use super::std_io::{Dir, closed, keep};
 use super::uring::{Driver, Finished, Work, WriteBuf};
 use super::{AlignedBuf, BLOCK_BYTES, Completion, Io, IoOp, ZERO_BYTES_MAX};
 use rustix::fs::{Advice, OFlags};
@@ -145,8 +145,7 @@ impl Io for UringIo {
     fn open(&mut self, name: &str, create: bool) -> io::Result<usize> {
         let writer = if self.direct { self.open_direct(name, create)? } else { self.dir.open_file(name, create)? };
         let reader = self.dir.open_file(name, false)?;
-        self.files.push(Some(OpenFile { writer: Arc::new(writer), reader }));
-        Ok(self.files.len() - 1)
+        Ok(keep(&mut self.files, OpenFile { writer: Arc::new(writer), reader }))
     }
 
     fn close(&mut self, file: usize) {

@@ -11,6 +11,13 @@
 //! Appends that arrive while a write is in flight form the next batch; one batch is one aligned write.
 //! The format, and why recovery can tell a torn tail from damage, stands in FORMAT.md, "The log".
 
+pub mod cases;
+pub mod format;
+mod groups;
+mod log;
+mod recovery;
+mod segments;
 mod types;
 
+pub use log::Wal;
 pub use types::{LogBatch, Lsn, Recovered, RecoveredGroup, SnapshotMark, TornTail, WalConfig, WalError};
