@@ -1,6 +1,7 @@
 //! The healer as its caller sees it: a plan in, calls out, answers in.
 
 use super::calls::{HealCall, HealResult};
+use super::cx::Cx;
 use super::wire::{Side, Wire};
 use crate::fop::{Bucket, Errno, Gfid};
 use brickraft_engine::types::Time;
@@ -126,8 +127,7 @@ impl Healer {
     #[must_use]
     pub fn new(direction: Direction, plan: HealPlan) -> Self {
         let (wire, counts) = (Wire::default(), Arc::new(Mutex::new(Progress::default())));
-        let _ = (direction, plan);
-        let work = async { Ok(()) };
+        let work = super::work::run(Cx::new(wire.clone(), direction, plan, counts.clone()));
         Self { wire, work: Some(Box::pin(work)), outcome: None, counts, started: None }
     }
 

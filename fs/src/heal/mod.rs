@@ -5,17 +5,23 @@
 //! the hasher, which is an edge.
 
 mod calls;
+mod cx;
 mod execute;
 mod healer;
+mod object;
 pub mod scrub;
 mod store;
+#[cfg(test)]
+mod tests;
+mod tree;
 mod wire;
+mod work;
 
 pub use calls::{
     CALL_BYTES_MAX, CHUNK_BYTES, ENTRIES_MAX, ExactAttr, HealCall, HealResult, HealReturn, NameEntry, OBJECTS_MAX,
     ObjectInfo, Place, STRANGER, SUM_BYTES_MAX, Signature,
 };
 pub use execute::{BATCH_CALLS_MAX, execute, xattr_sum};
-pub use healer::{Direction, HealItem, HealPlan, Healer, Progress, Step};
+pub use healer::{heal_objects, Direction, HealItem, HealPlan, Healer, Progress, Step};
 pub use store::HealStore;
 pub use wire::{Side, WINDOW_MAX};
