@@ -170,7 +170,7 @@ impl RaftCore {
             config,
         };
         core.reset_election_timer();
-        if core.is_promotable() && core.members().voters.len() == 1 {
+        if core.is_voter() && core.members().voters.len() == 1 {
             core.campaign(false);
         }
         Ok(core)
@@ -190,7 +190,7 @@ impl RaftCore {
         let State::Leader(lead) = &self.state else {
             return Err(ProposeError::NotLeader { leader: self.leader });
         };
-        if !self.is_promotable() {
+        if !self.is_voter() {
             return Err(ProposeError::NotLeader { leader: None }); // on its way out
         }
         if lead.transfer.is_some() {
@@ -350,9 +350,15 @@ impl RaftCore {
         self.log.membership().1
     }
 
-    /// Whether this node may campaign: by its own log it is a voter.
-    pub(super) fn is_promotable(&self) -> bool {
+    /// Whether this node votes by the latest membership in its log.
+    pub(super) fn is_voter(&self) -> bool {
         self.members().is_voter(self.config.id)
+    }
+
+    /// Whether this node may campaign: it is a voter, or its removal may still be undone. Without the
+    /// latter, the one node whose log is long enough might not stand (thesis, section 4.2.2).
+    pub(super) fn is_promotable(&self) -> bool {
+        self.log.may_count(self.config.id)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::error::InitialError;
 use super::membership::{ConfChange, History, Membership};
 use super::output::{Initial, SnapshotMeta};
-use crate::types::{Entry, EntryKind, Index, Term};
+use crate::types::{Entry, EntryKind, Index, NodeId, Term};
 use std::collections::VecDeque;
 
 /// Invariants: `base <= emitted <= commit <= last`, `emitted <= stable`, `stable <= taken <= last`,
@@ -111,6 +111,11 @@ impl Log {
 
     pub fn membership(&self) -> (Index, &Membership) {
         self.history.current()
+    }
+
+    /// Whether `id` votes by a membership that is not known to be superseded for good.
+    pub fn may_count(&self, id: NodeId) -> bool {
+        self.history.was_voter_since(self.commit, id)
     }
 
     pub fn membership_at(&self, index: Index) -> Option<&Membership> {

@@ -149,6 +149,12 @@ impl History {
         self.steps.iter().rev().find(|(from, _)| *from <= index).map(|(_, m)| m)
     }
 
+    /// Whether `id` votes by the membership at `from` or by any after it.
+    pub fn was_voter_since(&self, from: Index, id: NodeId) -> bool {
+        let later = self.steps.iter().rev().take_while(|(at, _)| *at > from);
+        self.at(from).into_iter().chain(later.map(|(_, m)| m)).any(|m| m.is_voter(id))
+    }
+
     /// Takes in the change of an appended entry. A change that does not fit changes nothing; since that
     /// depends on the log before it alone, all nodes agree on it.
     pub fn append(&mut self, index: Index, change: &ConfChange) {

@@ -130,13 +130,15 @@ impl RaftCore {
         peer.probed_at = now;
         peer.probing = false;
         let prev = Index(peer.next.0 - 1);
-        if peer.state == ProgressState::Replicate
-            && peer.matched < prev
-            && let Some(prev_term) = log.term_at(prev)
-        {
-            let body = Body::Append { prev, prev_term, commit: log.commit(), entries: Vec::new() };
-            self.out.send(term, from, body);
+        if peer.state != ProgressState::Replicate || peer.matched >= prev {
+            return;
         }
+        let Some(prev_term) = log.term_at(prev) else {
+            // Compacted while the window was full.
+            return peer.become_probe(peer.matched.next());
+        };
+        let body = Body::Append { prev, prev_term, commit: log.commit(), entries: Vec::new() };
+        self.out.send(term, from, body);
     }
 
     /// Messages to `to` get lost: stop sending ahead of the answers.
