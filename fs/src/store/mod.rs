@@ -1,5 +1,5 @@
 //! A brick's disk: the [`BrickStore`] trait, [`DirStore`] (a directory of a Linux file system) and
-//! `SimStore` (the same in memory, for the simulator), with one [`conformance`] suite for both.
+//! [`SimStore`] (the same in memory, for the simulator), with one [`conformance`] suite for both.
 //!
 //! A store executes; it does not decide. Who may do what in which order is `fs::replica`'s; a store
 //! has no clock (times come in with the change) and no random source. `DirStore` waits for `syncfs` in a thread, since
@@ -12,9 +12,11 @@ mod bucket_set;
 mod check;
 pub mod conformance;
 mod dir;
+mod sim;
 
 pub use bucket_set::{BUCKET_COUNT, BucketSet};
 pub use dir::DirStore;
+pub use sim::SimStore;
 
 use crate::fop::{Attr, Bucket, Errno, Fop, FopResult, Gfid, TimeSpec};
 use crate::heal::HealStore;
