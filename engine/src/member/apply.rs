@@ -1,0 +1,245 @@
+//! Committed entries into the store, outcomes to whom they concern; checkpoints and compaction of the log.
+
+use super::core::{MemberCore, size};
+use super::envelope::{Envelope, RequestId};
+use super::job::StoreJob;
+use super::types::{MemberError, MemberOutput};
+use crate::io::Io;
+use crate::kv::types::{Command, CommandResponse};
+use crate::kv::{ApplyEntry, ApplyOutcome, MemberAttributes, StoreError};
+use crate::raft::{ConfChange, Membership};
+use crate::types::{Entry, EntryKind, Index, NodeId, Time};
+use crate::wal::{LogBatch, SnapshotMark};
+
+/// Entries in one store transaction.
+const BATCH_ENTRIES_MAX: usize = 2048;
+/// Bytes of entries in one store transaction, unless one entry is larger.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// While more than this waits to be applied, new proposals are refused.
+pub(super) const TO_APPLY_BYTES_MAX: usize = 128 << 20;
+/// Entries that one turn removes from history after a compaction.
+const GARBAGE_MAX: usize = 512;
+
+/// What applying an entry means for this member, besides the store's part.
+enum Effect {
+    None,
+    Answer(RequestId),
+    Grant(RequestId, i64),
+    Revoke(RequestId, i64),
+    Attributes(RequestId, NodeId, MemberAttributes),
+    Compact(RequestId),
+    Members(Option<Membership>),
+}
+
+impl<I: Io> MemberCore<I> {
+    /// Applies one batch. Waits while a job holds the store.
+    pub(super) fn apply(&mut self, now: Time) -> Result<bool, String> {
+        if self.job || self.to_apply.is_empty() {
+            return Ok(false);
+        }
+        let mut batch = Vec::new();
+        let mut effects = Vec::new();
+        let mut bytes = 0;
+        let mut membership = self.membership.clone();
+        while let Some(entry) = self.to_apply.front() {
+            let length = size(entry) as usize;
+            if !batch.is_empty() && (batch.len() >= BATCH_ENTRIES_MAX || bytes + length > BATCH_BYTES_MAX) {
+                break;
+            }
+            let Some(entry) = self.to_apply.pop_front() else { break };
+            self.to_apply_bytes -= length;
+            // A snapshot that was installed meanwhile may hold it already.
+            if entry.index <= self.applied {
+                continue;
+            }
+            bytes += length;
+            let (item, effect) = decode(&entry, &mut membership)?;
+            self.sizes.push_back(size(&entry));
+            batch.push(item);
+            effects.push(effect);
+        }
+        let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(true) };
+        if first.index != self.applied.next() {
+            return Err(format!("entry {} follows applied entry {}", first.index, self.applied));
+        }
+        let (index, term) = (last.index, last.term);
+        let terms: Vec<_> = batch.iter().map(|e| e.term).collect();
+        let outcomes = self.store.apply(&batch).map_err(|e| format!("apply up to entry {index}: {e}"))?;
+        if outcomes.len() != effects.len() {
+            return Err(format!("the store answered {} of {} entries", outcomes.len(), effects.len()));
+        }
+        self.applied = index;
+        self.raft.on_applied(index);
+        self.since_checkpoint += bytes as u64;
+        for ((outcome, effect), term) in outcomes.into_iter().zip(effects).zip(terms) {
+            if term > self.applied_term {
+                self.applied_term = term;
+                self.on_term_applied(term);
+                if term == self.raft.term() && self.leads() {
+                    self.promote_now = true;
+                }
+            }
+            self.on_applied_entry(now, outcome, effect, term);
+        }
+        self.applied_term = term;
+        if std::mem::take(&mut self.promote_now) {
+            self.promote(now)?;
+        }
+        self.release_reads();
+        self.release_confirmed(now);
+        Ok(true)
+    }
+
+    fn on_applied_entry(&mut self, now: Time, outcome: ApplyOutcome, effect: Effect, term: crate::types::Term) {
+        if !outcome.skipped {
+            self.hub.on_events(outcome.keyspace, outcome.applied.revision, &outcome.events);
+        }
+        let index = outcome.index;
+        let ok = outcome.applied.result.is_ok();
+        match effect {
+            Effect::None => {}
+            Effect::Answer(request) => self.on_outcome(request, outcome.applied),
+            Effect::Grant(request, ttl_s) => {
+                if let Ok(CommandResponse::LeaseGranted { id, ttl_s: granted }) = &outcome.applied.result {
+                    self.lessor.grant(now, *id, (*granted).max(ttl_s));
+                }
+                self.on_outcome(request, outcome.applied);
+            }
+            Effect::Revoke(request, id) => {
+                self.lessor.revoke(id);
+                self.on_outcome(request, outcome.applied);
+            }
+            Effect::Compact(request) => {
+                self.garbage |= ok;
+                self.on_outcome(request, outcome.applied);
+            }
+            Effect::Attributes(request, id, attributes) => {
+                self.attributes.insert(id, attributes);
+                self.refresh_members();
+                self.outputs.push_back(MemberOutput::MembershipChanged(self.members.clone()));
+                self.on_outcome(request, outcome.applied);
+            }
+            Effect::Members(membership) => {
+                if let Some(membership) = membership {
+                    self.membership = membership;
+                    self.refresh_members();
+                    self.outputs.push_back(MemberOutput::MembershipChanged(self.members.clone()));
+                }
+                self.on_conf_applied(now, index, term);
+            }
+        }
+    }
+
+    /// Merges what members told about themselves into the membership of the log.
+    pub(super) fn refresh_members(&mut self) {
+        let mut members = self.membership.clone();
+        for (id, info) in members.voters.iter_mut().chain(members.learners.iter_mut()) {
+            if let Some(own) = self.attributes.get(id) {
+                info.name.clone_from(&own.name);
+                info.client_urls.clone_from(&own.client_urls);
+            }
+        }
+        self.members = members;
+    }
+
+    /// Checkpoints when due, and removal of compacted history.
+    pub(super) fn maintain(&mut self, now: Time) -> Result<(), String> {
+        if self.job {
+            return Ok(());
+        }
+        if self.garbage && self.to_apply.is_empty() {
+            self.garbage = self.store.collect_garbage(GARBAGE_MAX).map_err(|e| format!("collect garbage: {e}"))?;
+        }
+        let due = self.since_checkpoint >= self.config.checkpoint_bytes || (self.since_checkpoint > 0 && now >= self.checkpoint_due);
+        if due {
+            self.since_checkpoint = 0;
+            self.start_job(StoreJob::Checkpoint);
+        }
+        Ok(())
+    }
+
+    /// The store's state is durable up to an index: the log before it, but for a tail, may go.
+    pub(super) fn on_checkpoint(&mut self, now: Time, result: Result<Index, StoreError>) -> Result<(), String> {
+        let durable = result.map_err(|e| format!("checkpoint: {e}"))?;
+        self.checkpoint_due = now.after(self.config.checkpoint_interval);
+        let target = self.compaction_target(durable);
+        if target <= self.compacted {
+            return Ok(());
+        }
+        let Some(term) = self.raft.term_at(target) else { return Ok(()) };
+        let mark = SnapshotMark { index: target, term };
+        let batch = LogBatch { hard_state: None, entries: &[], snapshot: Some(mark) };
+        match self.wal.append(super::core::GROUP, batch) {
+            Ok(_) => {}
+            // The next checkpoint tries again.
+            Err(crate::wal::WalError::QueueFull { .. }) => return Ok(()),
+            Err(e) => return Err(e.to_string()),
+        }
+        self.raft.compact(target);
+        let gone = target.0 - self.compacted.0;
+        self.sizes.drain(..usize::try_from(gone).unwrap_or(usize::MAX).min(self.sizes.len()));
+        self.compacted = target;
+        Ok(())
+    }
+
+    /// Keeps a tail for slow followers, bounded in entries and bytes, and what running transfers will need.
+    fn compaction_target(&self, durable: Index) -> Index {
+        let (mut entries, mut bytes) = (0_u64, 0_u64);
+        for length in self.sizes.iter().rev() {
+            if entries >= self.config.tail_entries || bytes + u64::from(*length) > self.config.tail_bytes {
+                break;
+            }
+            entries += 1;
+            bytes += u64::from(*length);
+        }
+        let mut target = durable.min(Index(self.applied.0 - entries.min(self.applied.0)));
+        if let Some(sent) = self.transfers.oldest() {
+            // A transfer that takes very long does not keep the log for ever: its follower gets another.
+            let floor = self.applied.0.saturating_sub(self.config.tail_entries.saturating_mul(8));
+            target = target.min(sent.max(Index(floor)));
+        }
+        target
+    }
+
+    /// Whether the store lags so far behind that taking more proposals would only fill memory.
+    pub(super) fn overloaded(&self) -> Option<MemberError> {
+        (self.to_apply_bytes > TO_APPLY_BYTES_MAX).then_some(MemberError::TooManyRequests)
+    }
+}
+
+fn decode(entry: &Entry, membership: &mut Membership) -> Result<(ApplyEntry, Effect), String> {
+    let mut item = ApplyEntry { index: entry.index, term: entry.term, command: None, membership: None };
+    let effect = match entry.kind {
+        EntryKind::Noop => Effect::None,
+        EntryKind::Conf => {
+            let change = ConfChange::decode(&entry.data).ok_or_else(|| format!("entry {}: not a membership change", entry.index))?;
+            // Raft agreed on it when it was appended; a change that does not fit changes nothing anywhere.
+            match membership.with(&change) {
+                Ok(next) => {
+                    let bytes = postcard::to_allocvec(&next).map_err(|e| format!("encode membership: {e}"))?;
+                    item.membership = Some(bytes.into());
+                    *membership = next.clone();
+                    Effect::Members(Some(next))
+                }
+                Err(_) => Effect::Members(None),
+            }
+        }
+        EntryKind::Normal => {
+            let envelope = Envelope::decode(&entry.data)
+                .map_err(|e| format!("entry {}: {e}; it was written by a newer version, or is damaged", entry.index))?;
+            let request = envelope.request;
+            let effect = match &envelope.command {
+                Command::LeaseGrant { ttl_s, .. } => Effect::Grant(request, *ttl_s),
+                Command::LeaseRevoke { id } => Effect::Revoke(request, *id),
+                Command::Compact { .. } => Effect::Compact(request),
+                Command::MemberAttributes { id, name, client_urls } => {
+                    Effect::Attributes(request, *id, MemberAttributes { name: name.clone(), client_urls: client_urls.clone() })
+                }
+                Command::Put(..) | Command::DeleteRange(..) | Command::Txn(..) => Effect::Answer(request),
+            };
+            item.command = Some(envelope.command);
+            effect
+        }
+    };
+    Ok((item, effect))
+}

@@ -1,0 +1,476 @@
+//! The side of a member that took requests from its clients and owes them an outcome.
+//!
+//! A proposal is offered to the leader of one term and can stand in the log in that term only (the leader
+//! checks it, see `leader.rs`). Hence its fate is known: it is applied here; or an entry of a later term is
+//! applied here first, and then it never will be, and is offered again. Until then it waits. So clients see no
+//! error when leadership moves, and no command is ever applied twice.
+
+use super::core::MemberCore;
+use super::envelope::{Envelope, RequestId};
+use super::types::{Answer, Ask, AskError, Forward, MemberError, MemberOutput, MemberReply, MemberRequest, PeerMessage};
+use crate::io::Io;
+use crate::kv::types::{Applied, Command};
+use crate::raft::ProposeError;
+use crate::types::{Index, NodeId, Term, Time};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// Bytes of proposals in one [`Forward`], unless one proposal is larger.
+const FORWARD_BYTES_MAX: usize = 1 << 20;
+/// ReadIndex rounds on their way; later reads share the next one.
+const READ_ROUNDS_MAX: usize = 4;
+/// Without an answer for so long, what can be asked twice is asked again.
+const RESEND: Duration = Duration::from_millis(500);
+
+/// Where and when something was sent.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    term: Term,
+    at: Time,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// Encoded, and to which leader it was offered.
+    Propose {
+        data: Bytes,
+        sent: Option<Sent>,
+        /// It may be in a snapshot that was installed here.
+        lost_sight: bool,
+    },
+    /// Reads, and whether the answer is the list of members.
+    Read { members: bool },
+    Ask(Ask),
+}
+
+#[derive(Debug)]
+struct Pending {
+    /// The caller's number for the request.
+    client: u64,
+    deadline: Time,
+    kind: Kind,
+}
+
+/// A question that waits for the leader's answer.
+#[derive(Debug)]
+struct Round {
+    sent: Sent,
+    to: NodeId,
+    /// The requests that it answers.
+    requests: Vec<u64>,
+}
+
+/// Requests without an outcome. All are in `pending`; the other fields say what is to be done about them.
+#[derive(Debug)]
+pub(super) struct Origin {
+    session: u32,
+    /// Invariant: numbers ascend with deadlines, since all requests have the same time-out.
+    pending: BTreeMap<u64, Pending>,
+    next_number: u64,
+    /// Proposals that no leader was offered.
+    unsent: VecDeque<u64>,
+    /// Reads that are in no round.
+    reads: Vec<u64>,
+    /// Other questions that are not sent.
+    asks: VecDeque<u64>,
+    rounds: BTreeMap<u64, Round>,
+    /// Reads that wait for the store to apply an index.
+    confirmed: BTreeMap<Index, Vec<u64>>,
+    next_round: u64,
+    /// After a refusal, nothing is offered to the same leader before this time.
+    hold_until: Time,
+    leaderless_since: Option<Time>,
+    leader_changed_at: Time,
+    last_resend: Time,
+}
+
+impl Origin {
+    pub(super) fn new(session: u32, now: Time) -> Self {
+        Self {
+            session,
+            pending: BTreeMap::new(),
+            next_number: 1,
+            unsent: VecDeque::new(),
+            reads: Vec::new(),
+            asks: VecDeque::new(),
+            rounds: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
+            next_round: 1,
+            hold_until: Time(0),
+            leaderless_since: Some(now),
+            leader_changed_at: Time(0),
+            last_resend: now,
+        }
+    }
+
+    fn has_unsent(&self) -> bool {
+        !(self.unsent.is_empty() && self.reads.is_empty() && self.asks.is_empty())
+    }
+
+    /// When [`MemberCore::origin_tick`] has something to do.
+    pub(super) fn next_timeout(&self, no_leader: Duration) -> Option<Time> {
+        let (_, first) = self.pending.first_key_value()?;
+        let mut next = first.deadline.min(self.last_resend.after(RESEND));
+        if self.has_unsent() {
+            match self.leaderless_since {
+                Some(since) => next = next.min(since.after(no_leader)),
+                None => next = next.min(self.hold_until),
+            }
+        }
+        Some(next)
+    }
+}
+
+impl<I: Io> MemberCore<I> {
+    /// How long requests wait for a leader to come up. An election takes one to two time-outs.
+    pub(super) fn no_leader_after(&self) -> Duration {
+        self.config.election_timeout * 2
+    }
+
+    /// Takes a client's request in.
+    pub(super) fn on_request(&mut self, now: Time, client: u64, request: MemberRequest) {
+        if self.stopped.is_some() {
+            return self.reply(client, Err(MemberError::Stopped));
+        }
+        let kind = match request {
+            MemberRequest::Propose(command) => return self.on_propose(now, client, command),
+            MemberRequest::ReadIndex => Kind::Read { members: false },
+            MemberRequest::MemberList { linearizable: true } => Kind::Read { members: true },
+            MemberRequest::MemberList { linearizable: false } => {
+                let members = self.membership.clone();
+                return self.reply(client, Ok(MemberReply::Members(members)));
+            }
+            MemberRequest::LeaseKeepAlive(id) => Kind::Ask(Ask::LeaseKeepAlive(id)),
+            MemberRequest::LeaseTimeToLive { id, keys } => Kind::Ask(Ask::LeaseTtl { id, keys }),
+            MemberRequest::NodeAlive { node } => Kind::Ask(Ask::NodeAlive(node)),
+            MemberRequest::ConfChange(change) => Kind::Ask(Ask::ConfChange(change)),
+            MemberRequest::MoveLeader(to) => return self.on_move_leader(now, client, to),
+            MemberRequest::Status => {
+                let status = Box::new(self.status());
+                return self.reply(client, Ok(MemberReply::Status(status)));
+            }
+            MemberRequest::NodeLeases => {
+                let result = self.node_leases(now).map(MemberReply::NodeLeases).ok_or(MemberError::NotLeader);
+                return self.reply(client, result);
+            }
+        };
+        self.admit(now, client, kind);
+    }
+
+    fn on_propose(&mut self, now: Time, client: u64, command: Command) {
+        let number = self.origin.next_number;
+        let request = RequestId { origin: self.config.id, session: self.origin.session, number };
+        match (Envelope { request, command }).encode() {
+            Ok(data) if data.len() > self.config.request_bytes_max => self.reply(client, Err(MemberError::RequestTooLarge)),
+            Ok(data) => self.admit(now, client, Kind::Propose { data, sent: None, lost_sight: false }),
+            Err(e) => self.reply(client, Err(MemberError::Storage(format!("encode command: {e}")))),
+        }
+    }
+
+    fn admit(&mut self, now: Time, client: u64, kind: Kind) {
+        if self.origin.pending.len() >= self.config.pending_max {
+            return self.reply(client, Err(MemberError::TooManyRequests));
+        }
+        if let (Kind::Propose { .. }, Some(e)) = (&kind, self.overloaded()) {
+            return self.reply(client, Err(e));
+        }
+        let number = self.origin.next_number;
+        self.origin.next_number += 1;
+        self.enqueue(number, &kind);
+        let deadline = now.after(self.config.request_timeout);
+        self.origin.pending.insert(number, Pending { client, deadline, kind });
+    }
+
+    fn enqueue(&mut self, number: u64, kind: &Kind) {
+        match kind {
+            Kind::Propose { .. } => self.origin.unsent.push_back(number),
+            Kind::Read { .. } => self.origin.reads.push(number),
+            Kind::Ask(_) => self.origin.asks.push_back(number),
+        }
+    }
+
+    pub(super) fn reply(&mut self, client: u64, result: Result<MemberReply, MemberError>) {
+        self.outputs.push_back(MemberOutput::Reply { id: client, result });
+    }
+
+    fn finish(&mut self, number: u64, result: Result<MemberReply, MemberError>) {
+        if let Some(pending) = self.origin.pending.remove(&number) {
+            self.reply(pending.client, result);
+        }
+    }
+
+    /// Offers what waits to the leader, if there is one.
+    pub(super) fn flush_origin(&mut self, now: Time) {
+        let Some(leader) = self.raft.leader() else { return };
+        if now < self.origin.hold_until {
+            return;
+        }
+        if leader == self.config.id {
+            self.propose_own(now);
+        } else {
+            self.forward_proposals(now, leader);
+        }
+        self.flush_asks(now, leader);
+    }
+
+    fn propose_own(&mut self, now: Time) {
+        let term = self.raft.term();
+        while let Some(number) = self.origin.unsent.front().copied() {
+            if let Some(Pending { kind: Kind::Propose { data, sent, .. }, .. }) = self.origin.pending.get_mut(&number) {
+                match self.raft.propose(now, data.clone()) {
+                    Ok(_) => *sent = Some(Sent { term, at: now }),
+                    // Not leader, or handing over: wait for who comes. Busy: wait for commits.
+                    Err(ProposeError::Busy) => break,
+                    Err(_) => {
+                        self.origin.hold_until = now.after(self.config.heartbeat);
+                        break;
+                    }
+                }
+            }
+            self.origin.unsent.pop_front();
+        }
+    }
+
+    fn forward_proposals(&mut self, now: Time, leader: NodeId) {
+        let term = self.raft.term();
+        while !self.origin.unsent.is_empty() {
+            let mut proposals = Vec::new();
+            let mut bytes = 0;
+            while let Some(number) = self.origin.unsent.front().copied() {
+                if let Some(Pending { kind: Kind::Propose { data, sent, .. }, .. }) = self.origin.pending.get_mut(&number) {
+                    if bytes > 0 && bytes + data.len() > FORWARD_BYTES_MAX {
+                        break;
+                    }
+                    bytes += data.len();
+                    *sent = Some(Sent { term, at: now });
+                    proposals.push((number, data.clone()));
+                }
+                self.origin.unsent.pop_front();
+            }
+            let done_below = self.origin.pending.first_key_value().map_or(self.origin.next_number, |(n, _)| *n);
+            if !proposals.is_empty() {
+                self.send(leader, PeerMessage::Forward(Forward { term, session: self.origin.session, done_below, proposals }));
+            }
+        }
+    }
+
+    fn flush_asks(&mut self, now: Time, leader: NodeId) {
+        let reading = self.origin.rounds.values().filter(|r| r.requests.len() > 1 || r.requests.iter().any(|n| self.is_read(*n))).count();
+        if !self.origin.reads.is_empty() && reading < READ_ROUNDS_MAX {
+            let requests = std::mem::take(&mut self.origin.reads);
+            self.start_round(now, leader, requests, Ask::ReadIndex);
+        }
+        while let Some(number) = self.origin.asks.pop_front() {
+            if let Some(Pending { kind: Kind::Ask(ask), .. }) = self.origin.pending.get(&number) {
+                let ask = ask.clone();
+                self.start_round(now, leader, vec![number], ask);
+            }
+        }
+    }
+
+    fn is_read(&self, number: u64) -> bool {
+        matches!(self.origin.pending.get(&number), Some(Pending { kind: Kind::Read { .. }, .. }))
+    }
+
+    fn start_round(&mut self, now: Time, leader: NodeId, requests: Vec<u64>, ask: Ask) {
+        let id = self.origin.next_round;
+        self.origin.next_round += 1;
+        let sent = Sent { term: self.raft.term(), at: now };
+        self.origin.rounds.insert(id, Round { sent, to: leader, requests });
+        if leader == self.config.id {
+            self.on_ask(now, leader, id, ask);
+        } else {
+            self.send(leader, PeerMessage::Ask { id, ask });
+        }
+    }
+
+    /// The leader answers a question. A late answer to one that was asked again is as good as the second:
+    /// it was confirmed after the request came in.
+    pub(super) fn on_answer(&mut self, now: Time, from: NodeId, id: u64, result: Result<Answer, AskError>) {
+        if self.origin.rounds.get(&id).is_none_or(|r| r.to != from) {
+            return;
+        }
+        let Some(round) = self.origin.rounds.remove(&id) else { return };
+        let reply = match result {
+            Ok(Answer::ReadIndex(index)) => {
+                self.origin.confirmed.entry(index).or_default().extend(round.requests);
+                return self.release_reads();
+            }
+            Ok(Answer::LeaseKeepAlive { ttl_s }) => Ok(MemberReply::LeaseKeepAlive { ttl_s }),
+            Ok(Answer::LeaseTtl(ttl)) => Ok(MemberReply::LeaseTtl(ttl)),
+            Ok(Answer::NodeAlive) => Ok(MemberReply::NodeAlive),
+            Ok(Answer::Members(membership)) => Ok(MemberReply::Members(membership)),
+            Err(AskError::Refused(e)) => Err(e),
+            Err(AskError::Retry) => {
+                self.origin.hold_until = now.after(self.config.heartbeat);
+                return self.requeue(round.requests);
+            }
+        };
+        for number in round.requests {
+            self.finish(number, reply.clone());
+        }
+    }
+
+    fn requeue(&mut self, numbers: Vec<u64>) {
+        for number in numbers {
+            match self.origin.pending.get_mut(&number) {
+                Some(Pending { kind: Kind::Propose { sent, lost_sight: false, .. }, .. }) => {
+                    *sent = None;
+                    self.origin.unsent.push_back(number);
+                }
+                Some(Pending { kind: Kind::Read { .. }, .. }) => self.origin.reads.push(number),
+                Some(Pending { kind: Kind::Ask(_), .. }) => self.origin.asks.push_back(number),
+                Some(Pending { kind: Kind::Propose { .. }, .. }) | None => {}
+            }
+        }
+    }
+
+    /// Answers reads whose index is applied.
+    pub(super) fn release_reads(&mut self) {
+        while let Some(entry) = self.origin.confirmed.first_entry() {
+            if *entry.key() > self.applied {
+                break;
+            }
+            let index = *entry.key();
+            for number in entry.remove() {
+                let members = matches!(self.origin.pending.get(&number), Some(Pending { kind: Kind::Read { members: true }, .. }));
+                let reply = if members { MemberReply::Members(self.membership.clone()) } else { MemberReply::ReadIndex(index) };
+                self.finish(number, Ok(reply));
+            }
+        }
+    }
+
+    /// The leader did not append these and will not, in that term.
+    pub(super) fn on_forward_failed(&mut self, now: Time, term: Term, requests: Vec<u64>) {
+        let refused = |n: &u64| {
+            matches!(self.origin.pending.get(n), Some(Pending { kind: Kind::Propose { sent: Some(s), .. }, .. }) if s.term == term)
+        };
+        let refused: Vec<u64> = requests.into_iter().filter(refused).collect();
+        if !refused.is_empty() {
+            self.origin.hold_until = now.after(self.config.heartbeat);
+            self.requeue(refused);
+        }
+    }
+
+    /// A command of this member was applied.
+    pub(super) fn on_outcome(&mut self, request: RequestId, applied: Applied) {
+        if request.origin == self.config.id && request.session == self.origin.session {
+            self.finish(request.number, Ok(MemberReply::Applied(applied)));
+        }
+    }
+
+    /// Entries of this term are applied now: proposals offered in an earlier one are lost, and known to be.
+    pub(super) fn on_term_applied(&mut self, term: Term) {
+        let lost = |(n, p): (&u64, &Pending)| match &p.kind {
+            Kind::Propose { sent: Some(s), lost_sight: false, .. } if s.term < term => Some(*n),
+            _ => None,
+        };
+        let lost: Vec<u64> = self.origin.pending.iter().filter_map(lost).collect();
+        self.requeue(lost);
+    }
+
+    /// A snapshot was installed: commands of this member may be in it, and nobody can tell which. Those that
+    /// were offered to a leader are never offered again; they time out, which says that the outcome is open.
+    pub(super) fn forget_sent(&mut self) {
+        for pending in self.origin.pending.values_mut() {
+            if let Kind::Propose { sent, lost_sight, .. } = &mut pending.kind {
+                *lost_sight |= sent.is_some();
+            }
+        }
+    }
+
+    /// Role, term or leader changed: questions to the old leader are asked again, except changes of the
+    /// membership, whose outcome is open.
+    pub(super) fn on_leader_change(&mut self, now: Time) {
+        let leader = self.raft.leader();
+        self.origin.hold_until = Time(0);
+        self.origin.leader_changed_at = now;
+        self.origin.leaderless_since = match (leader, self.origin.leaderless_since) {
+            (Some(_), _) => None,
+            (None, since) => since.or(Some(now)),
+        };
+        let term = self.raft.term();
+        let stale: Vec<u64> =
+            self.origin.rounds.iter().filter(|(_, r)| r.sent.term != term || Some(r.to) != leader).map(|(id, _)| *id).collect();
+        for id in stale {
+            self.abandon_round(id);
+        }
+    }
+
+    fn abandon_round(&mut self, id: u64) {
+        let Some(round) = self.origin.rounds.remove(&id) else { return };
+        let (open, again): (Vec<u64>, Vec<u64>) = round
+            .requests
+            .into_iter()
+            .partition(|n| matches!(self.origin.pending.get(n), Some(Pending { kind: Kind::Ask(Ask::ConfChange(_)), .. })));
+        for number in open {
+            self.finish(number, Err(MemberError::LeaderChanged));
+        }
+        self.requeue(again);
+    }
+
+    /// Time-outs of requests.
+    pub(super) fn origin_tick(&mut self, now: Time) {
+        let leaderless = self.origin.leaderless_since.is_some_and(|since| now.since(since) >= self.no_leader_after());
+        if leaderless && self.origin.has_unsent() {
+            let mut waiting: Vec<u64> = std::mem::take(&mut self.origin.unsent).into();
+            waiting.append(&mut self.origin.reads);
+            waiting.extend(std::mem::take(&mut self.origin.asks));
+            for number in waiting {
+                self.finish(number, Err(MemberError::NoLeader));
+            }
+        }
+        while let Some((number, pending)) = self.origin.pending.first_key_value() {
+            if pending.deadline > now {
+                break;
+            }
+            let changed = self.origin.leader_changed_at.after(self.config.request_timeout) > now;
+            let error = if changed && self.origin.leader_changed_at > Time(0) { MemberError::TimeoutLeaderFail } else { MemberError::Timeout };
+            let number = *number;
+            self.finish(number, Err(error));
+        }
+        if now.since(self.origin.last_resend) >= RESEND {
+            self.origin.last_resend = now;
+            self.resend(now);
+        }
+    }
+
+    /// Messages may be lost: what has no answer goes out again. The leader knows what it has taken.
+    fn resend(&mut self, now: Time) {
+        let Some(leader) = self.raft.leader() else { return };
+        let old = |sent: &Sent| now.since(sent.at) >= RESEND;
+        let rounds: Vec<u64> = self.origin.rounds.iter().filter(|(_, r)| old(&r.sent)).map(|(id, _)| *id).collect();
+        for id in rounds {
+            // Its requests are gone when they timed out; a change of the membership is not asked twice.
+            let conf = |n: &u64| matches!(self.origin.pending.get(n), Some(Pending { kind: Kind::Ask(Ask::ConfChange(_)), .. }));
+            if self.origin.rounds.get(&id).is_some_and(|r| !r.requests.iter().any(conf)) {
+                self.abandon_round(id);
+            }
+        }
+        if leader == self.config.id {
+            return;
+        }
+        let term = self.raft.term();
+        let lost = |(n, p): (&u64, &Pending)| match &p.kind {
+            Kind::Propose { sent: Some(s), lost_sight: false, .. } if s.term == term && old(s) => Some(*n),
+            _ => None,
+        };
+        let lost: Vec<u64> = self.origin.pending.iter().filter_map(lost).collect();
+        for number in lost {
+            self.origin.unsent.push_back(number);
+        }
+    }
+
+    /// The member is stopping for good: nobody waits any longer.
+    pub(super) fn fail_all(&mut self, error: &MemberError) {
+        for (_, pending) in std::mem::take(&mut self.origin.pending) {
+            self.outputs.push_back(MemberOutput::Reply { id: pending.client, result: Err(error.clone()) });
+        }
+        self.origin.unsent.clear();
+        self.origin.reads.clear();
+        self.origin.asks.clear();
+        self.origin.rounds.clear();
+        self.origin.confirmed.clear();
+    }
+}
