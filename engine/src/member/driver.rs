@@ -8,15 +8,14 @@ use super::handle::{Call, Control, Inbox, ReplyTo, WatchSink};
 use super::job::{StoreDone, StoreJob};
 use super::types::{MemberError, MemberEvent, MemberOutput, PeerMessage};
 use crate::io::Io;
+use crate::io::uring::Readiness;
 use crate::kv::{Store, WatchId};
 use crate::types::{NodeId, Time};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -47,15 +46,6 @@ pub enum DriverError {
     /// The log's descriptor cannot be waited for.
     #[error("wait for the log: {0}")]
     Readiness(#[source] std::io::Error),
-}
-
-/// Lends a descriptor that the log's I/O owns.
-struct Borrowed(RawFd);
-
-impl AsRawFd for Borrowed {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
-    }
 }
 
 struct Watcher {
@@ -98,7 +88,7 @@ enum Woken {
 /// The cause, after which the process should exit: the log is not usable any more.
 pub async fn run<I: Io>(core: MemberCore<I>, inbox: Inbox, transport: Transport) -> Result<(), DriverError> {
     let fd = match core.io().readiness() {
-        Some(fd) => Some(AsyncFd::with_interest(Borrowed(fd), tokio::io::Interest::READABLE).map_err(DriverError::Readiness)?),
+        Some(fd) => Some(Readiness::new(&fd).map_err(DriverError::Readiness)?),
         None => None,
     };
     let progress_at = inbox.clock.now().after(PROGRESS_INTERVAL);
@@ -188,7 +178,7 @@ impl<I: Io> Driver<I> {
         }
     }
 
-    async fn wait(&mut self, fd: Option<&AsyncFd<Borrowed>>) -> Woken {
+    async fn wait(&mut self, fd: Option<&Readiness>) -> Woken {
         let timeout = self.core.next_timeout().min(self.progress_at);
         if timeout == Time(0) {
             // More to do at once; let the runtime's other tasks have a turn.
@@ -201,8 +191,9 @@ impl<I: Io> Driver<I> {
         let readable = async {
             match fd {
                 Some(fd) => {
-                    if let Ok(mut guard) = fd.readable().await {
-                        guard.clear_ready();
+                    // It fails only when the runtime shuts down, and this task with it.
+                    if fd.ready().await.is_err() {
+                        std::future::pending::<()>().await;
                     }
                 }
                 None => std::future::pending().await,
@@ -345,8 +336,7 @@ impl<I: Io> Driver<I> {
                 }
                 Err(TrySendError::Closed(())) => {
                     self.core.watch_cancel(id);
-                    self.watchers.remove(&id);
-                    return;
+                    break;
                 }
             };
             match self.core.watch_poll(id, WATCH_EVENTS_MAX) {
@@ -354,12 +344,14 @@ impl<I: Io> Driver<I> {
                     let last = matches!(update, crate::kv::WatchOutput::Compacted { .. });
                     permit.send(update);
                     if last {
-                        self.watchers.remove(&id);
-                        return;
+                        break;
                     }
                 }
                 None => return,
             }
+        }
+        if !watcher.waiting {
+            self.watchers.remove(&id);
         }
     }
 

@@ -26,3 +26,6 @@ pub use self::core::{GROUP, MemberCore};
 pub use handle::{Clock, Inbox, MemberHandle, WatchStream};
 pub use recovery::{OpenError, Start};
 pub use types::*;
+
+#[cfg(test)]
+mod tests;

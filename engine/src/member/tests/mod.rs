@@ -1,0 +1,7 @@
+//! Whole clusters in one thread: simulated disks, network and clock; and one cluster on tokio.
+
+mod chaos;
+mod cluster;
+mod driver;
+mod membership;
+mod scenarios;
