@@ -33,7 +33,8 @@ impl Load {
         } else {
             self.next_key += 1;
             let key = format!("key{:06}", self.next_key);
-            let request = c.request(id, MemberRequest::Propose(put(&key, &"x".repeat(c.rng.random_range(1..400)))));
+            let value = "x".repeat(c.rng.random_range(1..400));
+            let request = c.request(id, MemberRequest::Propose(put(&key, &value)));
             self.writes.insert(request, (id, key));
         }
         self.check(c);
