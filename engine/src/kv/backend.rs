@@ -102,6 +102,26 @@ pub(super) fn open_file(path: &Path, cache_bytes: usize) -> Result<(Database, Ar
     open_backend(backend, path, cache_bytes)
 }
 
+/// Has a missing file made by `make` under another name, so that a crash in the midst of it leaves no half
+/// file where the next start looks: the engine would refuse it.
+pub(super) fn make_file(path: &Path, make: impl FnOnce(&Path) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    const ADVICE: &str = "check that the directory exists and is writable";
+    let failed = |e: io::Error| open_failed(path, e.to_string(), ADVICE);
+    if path.try_exists().map_err(failed)? {
+        return Ok(());
+    }
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = Path::new(&new);
+    match std::fs::remove_file(new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => make(new)?,
+    }
+    std::fs::rename(new, path).map_err(failed)?;
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
+}
+
 const REJOIN: &str = "remove this member's data and let it join again (its peers have everything)";
 
 fn open_failed(path: &Path, cause: String, advice: &'static str) -> StoreError {

@@ -10,6 +10,7 @@ mod check;
 mod codec;
 mod error;
 mod lessor;
+mod lookup;
 mod read;
 mod snapshot;
 mod store;

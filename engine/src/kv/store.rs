@@ -1,7 +1,7 @@
 //! The store's public face.
 
 use super::apply::{Tbl, Writer, lease_keys};
-use super::backend::{open_backend, open_file};
+use super::backend::{make_file, open_backend, open_file};
 use super::codec::{
     ATTACHED, Def, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, SNAPSHOT_TABLES, State, damaged,
     tables_of,
@@ -164,6 +164,7 @@ fn initialise(txn: &WriteTransaction) -> Result<(State, Option<Bytes>), StoreErr
 impl Store {
     /// Opens or makes the store in a file. `cache_bytes` bounds the memory that it uses.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
+        make_file(path, |new| Self::with_engine(open_file(new, cache_bytes)?).map(drop))?;
         Self::with_engine(open_file(path, cache_bytes)?)
     }
 
