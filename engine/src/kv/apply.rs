@@ -4,15 +4,15 @@
 
 use super::check::check_command;
 use super::codec::{
-    ATTACHED, Current, INLINE_BYTES_MAX, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, State,
-    attached_key, damaged, index_key, index_value, tables_of,
+    ATTACHED, Current, INLINE_BYTES_MAX, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, State, attached_key, damaged,
+    index_key, index_value, tables_of,
 };
 use super::error::{ReadError, StoreError};
 use super::read::{Hit, Span, View};
 use super::store::{ApplyEntry, ApplyOutcome, MemberAttributes};
 use super::types::{
-    Applied, Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, Event, KeyValue,
-    Keyspace, KvError, OpResponse, PutRequest, TxnOp, TxnRequest,
+    Applied, Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, Event, KeyValue, Keyspace, KvError,
+    OpResponse, PutRequest, TxnOp, TxnRequest,
 };
 use crate::types::{NodeId, Revision};
 use bytes::Bytes;
@@ -104,11 +104,7 @@ impl<'t> Writer<'t> {
     pub(super) fn open(txn: &'t WriteTransaction, state: State) -> Result<Self, StoreError> {
         let open = |keyspace| -> Result<KeyspaceTables<'t>, StoreError> {
             let [current, log, index] = tables_of(keyspace);
-            Ok(KeyspaceTables {
-                current: txn.open_table(current)?,
-                log: txn.open_table(log)?,
-                index: txn.open_table(index)?,
-            })
+            Ok(KeyspaceTables { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)? })
         };
         Ok(Self {
             state,
@@ -130,12 +126,7 @@ impl<'t> Writer<'t> {
     /// Applies one entry, or skips it when it has been applied.
     pub(super) fn apply(&mut self, entry: &ApplyEntry) -> Result<ApplyOutcome, StoreError> {
         let keyspace = match &entry.command {
-            Some(
-                Command::Put(ks, _)
-                | Command::DeleteRange(ks, _)
-                | Command::Txn(ks, _)
-                | Command::Compact { keyspace: ks, .. },
-            ) => *ks,
+            Some(Command::Put(ks, _) | Command::DeleteRange(ks, _) | Command::Txn(ks, _) | Command::Compact { keyspace: ks, .. }) => *ks,
             _ => Keyspace::User,
         };
         let mut change = Change { keyspace, main: self.state.revision(keyspace).next().0, events: Vec::new() };
@@ -413,8 +404,8 @@ impl<'t> Writer<'t> {
 
     fn member_attributes(&mut self, id: NodeId, name: &str, urls: &[String]) -> Result<CommandResponse, Stop> {
         let attributes = MemberAttributes { name: name.to_owned(), client_urls: urls.to_vec() };
-        let bytes = postcard::to_allocvec(&attributes)
-            .map_err(|e| StoreError::Damaged { table: "members", what: format!("encode: {e}") })?;
+        let bytes =
+            postcard::to_allocvec(&attributes).map_err(|e| StoreError::Damaged { table: "members", what: format!("encode: {e}") })?;
         insert(&mut self.members, &mut self.state.used_bytes, &id.0.to_be_bytes(), &bytes)?;
         Ok(CommandResponse::Done)
     }
@@ -485,10 +476,7 @@ fn compares(compare: &Compare, kv: &KeyValue) -> bool {
 }
 
 /// The keys attached to a lease, in order.
-pub(super) fn lease_keys(
-    attached: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    id: i64,
-) -> Result<Vec<Bytes>, StoreError> {
+pub(super) fn lease_keys(attached: &impl ReadableTable<&'static [u8], &'static [u8]>, id: i64) -> Result<Vec<Bytes>, StoreError> {
     let prefix = id.to_be_bytes();
     let mut keys = Vec::new();
     for item in attached.range::<&[u8]>(&prefix[..]..)? {

@@ -20,10 +20,7 @@ pub fn check_command(command: &Command, ops_max: usize) -> Result<(), KvError> {
             check_keys_once(&txn.success)?;
             check_keys_once(&txn.failure).map(drop)
         }
-        Command::Compact { .. }
-        | Command::LeaseGrant { .. }
-        | Command::LeaseRevoke { .. }
-        | Command::MemberAttributes { .. } => Ok(()),
+        Command::Compact { .. } | Command::LeaseGrant { .. } | Command::LeaseRevoke { .. } | Command::MemberAttributes { .. } => Ok(()),
     }
 }
 

@@ -18,10 +18,8 @@ pub(super) const META: Def = TableDefinition::new("meta");
 pub(super) const LEASES: Def = TableDefinition::new("leases");
 pub(super) const ATTACHED: Def = TableDefinition::new("attached");
 pub(super) const MEMBERS: Def = TableDefinition::new("members");
-const USER: [Def; 3] =
-    [TableDefinition::new("user.current"), TableDefinition::new("user.log"), TableDefinition::new("user.index")];
-const SYSTEM: [Def; 3] =
-    [TableDefinition::new("system.current"), TableDefinition::new("system.log"), TableDefinition::new("system.index")];
+const USER: [Def; 3] = [TableDefinition::new("user.current"), TableDefinition::new("user.log"), TableDefinition::new("user.index")];
+const SYSTEM: [Def; 3] = [TableDefinition::new("system.current"), TableDefinition::new("system.log"), TableDefinition::new("system.index")];
 
 /// `meta` key of the [`State`] record.
 pub(super) const META_STATE: &[u8] = b"state";
@@ -274,12 +272,8 @@ pub(super) struct State {
 impl State {
     pub(super) const LEN: usize = 4 + 8 * 9;
 
-    pub(super) const EMPTY: Self = Self {
-        applied: Index(0),
-        term: Term(0),
-        used_bytes: 0,
-        keyspaces: [KeyspaceState { revision: 1, compact: 0, collected: 0 }; 2],
-    };
+    pub(super) const EMPTY: Self =
+        Self { applied: Index(0), term: Term(0), used_bytes: 0, keyspaces: [KeyspaceState { revision: 1, compact: 0, collected: 0 }; 2] };
 
     pub(super) fn revision(&self, keyspace: Keyspace) -> Revision {
         Revision(self.keyspaces[keyspace as usize].revision)
@@ -312,8 +306,7 @@ impl State {
             let (applied, term, used_bytes) = (Index(f.u64()?), Term(f.u64()?), f.u64()?);
             let mut keyspace = || {
                 let (revision, compact, collected) = (f.u64()?, f.u64()?, f.u64()?);
-                (revision >= 1 && collected <= compact && compact <= revision)
-                    .then_some(KeyspaceState { revision, compact, collected })
+                (revision >= 1 && collected <= compact && compact <= revision).then_some(KeyspaceState { revision, compact, collected })
             };
             let keyspaces = [keyspace()?, keyspace()?];
             f.0.is_empty().then_some(Self { applied, term, used_bytes, keyspaces })

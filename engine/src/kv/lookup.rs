@@ -100,16 +100,8 @@ mod tests {
 
     #[test]
     fn finds_exactly_the_watchers_of_a_key() {
-        let requests: Vec<(&[u8], &[u8])> = vec![
-            (b"a", b""),
-            (b"a", b"b"),
-            (b"a/", b"a0"),
-            (b"a", b"c"),
-            (b"\0", b"\0"),
-            (b"b", b"\0"),
-            (b"z\xff", b"{"),
-            (b"c", b"a"),
-        ];
+        let requests: Vec<(&[u8], &[u8])> =
+            vec![(b"a", b""), (b"a", b"b"), (b"a/", b"a0"), (b"a", b"c"), (b"\0", b"\0"), (b"b", b"\0"), (b"z\xff", b"{"), (b"c", b"a")];
         let request = |(key, end): &(&[u8], &[u8])| WatchRequest {
             key: Bytes::copy_from_slice(key),
             range_end: Bytes::copy_from_slice(end),

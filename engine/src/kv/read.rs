@@ -219,9 +219,8 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> View<'_, T> {
         self.check_revision(r.revision)?;
         let limit = if r.limit == 0 { usize::MAX } else { usize::try_from(r.limit).unwrap_or(usize::MAX) };
         let now = r.revision.0 == 0 || r.revision.0 == self.revision;
-        let filtered = [r.min_mod_revision, r.max_mod_revision, r.min_create_revision, r.max_create_revision]
-            .iter()
-            .any(|bound| bound.0 > 0);
+        let filtered =
+            [r.min_mod_revision, r.max_mod_revision, r.min_create_revision, r.max_create_revision].iter().any(|bound| bound.0 > 0);
         // What comes out of the scan in the wanted order needs no sorting.
         let descending_keys = r.sort_target == SortTarget::Key && r.sort_order == SortOrder::Descend;
         let reverse = descending_keys && now;
@@ -235,8 +234,7 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> View<'_, T> {
         let filter = |kv: &KeyValue| passes(r, kv);
         let wanted = Wanted { values, reverse, hits_max, filter: &filter };
         let span = Span::new(&r.key, &r.range_end);
-        let (mut hits, count) =
-            if now { self.scan(span, &wanted)? } else { self.scan_at(span, r.revision.0, &wanted)? };
+        let (mut hits, count) = if now { self.scan(span, &wanted)? } else { self.scan_at(span, r.revision.0, &wanted)? };
         if !sorted {
             sort(&mut hits, r.sort_target, r.sort_order);
         }
@@ -303,11 +301,7 @@ struct OldVersions<'t> {
 }
 
 impl<'t> OldVersions<'t> {
-    fn new<T: ReadableTable<&'static [u8], &'static [u8]>>(
-        index: &'t T,
-        span: Span<'_>,
-        at: u64,
-    ) -> Result<Self, StoreError> {
+    fn new<T: ReadableTable<&'static [u8], &'static [u8]>>(index: &'t T, span: Span<'_>, at: u64) -> Result<Self, StoreError> {
         let (start, end) = match span {
             Span::One(key) => (index_key(key, 0), Some(index_key(key, u64::MAX))),
             Span::Range(start, end) => (index_key(start, 0), end.map(|end| index_key(end, 0))),

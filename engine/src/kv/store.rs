@@ -3,8 +3,7 @@
 use super::apply::{Tbl, Writer, lease_keys};
 use super::backend::{make_file, open_backend, open_file};
 use super::codec::{
-    ATTACHED, Def, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, SNAPSHOT_TABLES, State, damaged,
-    tables_of,
+    ATTACHED, Def, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, SNAPSHOT_TABLES, State, damaged, tables_of,
 };
 use super::error::{ReadError, StoreError};
 use super::read::View;
@@ -139,9 +138,7 @@ impl Reading {
     }
 }
 
-pub(super) fn read_state(
-    meta: &impl ReadableTable<&'static [u8], &'static [u8]>,
-) -> Result<Option<(State, Option<Bytes>)>, StoreError> {
+pub(super) fn read_state(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Option<(State, Option<Bytes>)>, StoreError> {
     let Some(state) = meta.get(META_STATE)? else { return Ok(None) };
     let state = State::decode(state.value())?;
     let membership = meta.get(META_MEMBERSHIP)?.map(|m| Bytes::copy_from_slice(m.value()));
@@ -208,8 +205,7 @@ impl Store {
         for item in self.table(MEMBERS)?.range::<&[u8]>(..)? {
             let (key, value) = item?;
             let id = key.value().try_into().map_err(|_| damaged("members", "key", key.value()))?;
-            let attributes =
-                postcard::from_bytes(value.value()).map_err(|_| damaged("members", "record", value.value()))?;
+            let attributes = postcard::from_bytes(value.value()).map_err(|_| damaged("members", "record", value.value()))?;
             members.insert(NodeId(u64::from_be_bytes(id)), attributes);
         }
         Ok(members)
@@ -229,10 +225,7 @@ impl Store {
     }
 
     /// Runs `f` in one non-durable transaction.
-    fn write<R>(
-        &self,
-        f: impl FnOnce(&mut Writer<'_>) -> Result<(R, Option<Option<Bytes>>), StoreError>,
-    ) -> Result<R, StoreError> {
+    fn write<R>(&self, f: impl FnOnce(&mut Writer<'_>) -> Result<(R, Option<Option<Bytes>>), StoreError>) -> Result<R, StoreError> {
         let _turn = self.take_turn()?;
         let state = *lock(&self.inner.state);
         let mut txn = self.inner.db.begin_write()?;
@@ -305,13 +298,7 @@ impl Store {
     }
 
     /// History in `[from, upto]`: whole revisions, about `events_max` events or 1 MiB, at least one revision.
-    pub fn events_since(
-        &self,
-        keyspace: Keyspace,
-        from: Revision,
-        upto: Revision,
-        events_max: usize,
-    ) -> Result<EventPage, ReadError> {
+    pub fn events_since(&self, keyspace: Keyspace, from: Revision, upto: Revision, events_max: usize) -> Result<EventPage, ReadError> {
         let reading = self.reading(keyspace)?;
         let view = reading.view();
         if from.0 < view.compact {

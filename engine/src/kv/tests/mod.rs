@@ -58,9 +58,7 @@ pub(super) fn at(revision: u64) -> RangeRequest {
 
 /// `key=value` of each pair.
 pub(super) fn show(response: &RangeResponse) -> String {
-    let pairs = response.kvs.iter().map(|kv| {
-        format!("{}={}", String::from_utf8_lossy(&kv.key), String::from_utf8_lossy(&kv.value))
-    });
+    let pairs = response.kvs.iter().map(|kv| format!("{}={}", String::from_utf8_lossy(&kv.key), String::from_utf8_lossy(&kv.value)));
     pairs.collect::<Vec<_>>().join(" ")
 }
 

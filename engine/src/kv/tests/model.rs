@@ -165,11 +165,7 @@ fn compare_range(store: &Store, model: &Model, rng: &mut SmallRng) {
         return;
     }
     let keys = if revision == 0 { model.now() } else { &model.states[revision as usize - 1] };
-    let mut kvs: Vec<KeyValue> = keys
-        .values()
-        .filter(|kv| Model::in_range(&kv.key, &request.key, &request.range_end))
-        .cloned()
-        .collect();
+    let mut kvs: Vec<KeyValue> = keys.values().filter(|kv| Model::in_range(&kv.key, &request.key, &request.range_end)).cloned().collect();
     let count = kvs.len() as u64;
     if request.sort_target == SortTarget::Mod {
         kvs.sort_by_key(|kv| kv.mod_revision);

@@ -68,9 +68,7 @@ fn ranges() {
     assert_eq!((counted.kvs.len(), counted.more, counted.count), (0, false, 6));
     let keys = read(&store, &RangeRequest { keys_only: true, ..all() });
     assert!(keys.kvs.iter().all(|kv| kv.value.is_empty() && kv.version > 0));
-    let sorted = |target, order, limit| {
-        show(&read(&store, &RangeRequest { sort_target: target, sort_order: order, limit, ..all() }))
-    };
+    let sorted = |target, order, limit| show(&read(&store, &RangeRequest { sort_target: target, sort_order: order, limit, ..all() }));
     assert_eq!(sorted(SortTarget::Key, SortOrder::Descend, 2), "d=0 c/2=4");
     assert_eq!(sorted(SortTarget::Value, SortOrder::Ascend, 2), "d=0 c=2");
     assert_eq!(sorted(SortTarget::Mod, SortOrder::Descend, 2), "b=9 d=0");
@@ -153,8 +151,7 @@ fn transactions() {
     assert_eq!(outcome.applied.revision, Revision(3));
     assert!(outcome.events.iter().all(|e| e.kv.mod_revision == Revision(3)));
     let Ok(CommandResponse::Op(OpResponse::Txn { succeeded: true, responses })) = outcome.applied.result else { panic!() };
-    let ranges: Vec<String> =
-        responses.iter().filter_map(|r| if let OpResponse::Range(r) = r { Some(show(r)) } else { None }).collect();
+    let ranges: Vec<String> = responses.iter().filter_map(|r| if let OpResponse::Range(r) = r { Some(show(r)) } else { None }).collect();
     assert_eq!(ranges, ["a=1 b=2", "b=2", "a=1"]);
     // A read-only transaction adds no revision.
     let outcome = run(&store, txn(vec![], vec![TxnOp::Range(all())], vec![]));
