@@ -338,6 +338,24 @@ impl<I: Io> Wal<I> {
         self.io.submit(number, IoOp::Write { file, offset, data: buf, durable: true }).map_err(WalError::io(action))
     }
 
+    /// The first half of [`Self::poll`]: takes in what is done and submits nothing, so that those who waited can append
+    /// before the next batch goes.
+    ///
+    /// # Errors
+    /// As [`Self::poll`].
+    pub(super) fn take_completions(&mut self) -> Result<Lsn, WalError> {
+        if let Some(e) = &self.latched {
+            return Err(e.clone());
+        }
+        self.reap().inspect_err(|e| self.latched = Some(e.clone()))?;
+        Ok(self.durable)
+    }
+
+    /// The error that latched the log.
+    pub const fn latched(&self) -> Option<&WalError> {
+        self.latched.as_ref()
+    }
+
     /// The highest durable LSN.
     pub const fn durable(&self) -> Lsn {
         self.durable

@@ -17,7 +17,11 @@ mod groups;
 mod log;
 mod recovery;
 mod segments;
+mod task;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use log::Wal;
+pub use task::AsyncWal;
 pub use types::{LogBatch, Lsn, Recovered, RecoveredGroup, SnapshotMark, TornTail, WalConfig, WalError};

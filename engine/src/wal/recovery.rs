@@ -209,8 +209,10 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
             return Err(missing(lowest.saturating_sub(1)));
         }
         let n = self.last_number + 1;
-        let here = self.here(end);
+        let here = self.here_at(end, self.end_offset);
         let from = (self.end_offset + BLOCK_BYTES).min(end.data.len());
+        // Batch n was the next segment's first, when that one's start is unreadable and nothing else here follows.
+        let next_start = later.first().filter(|s| s.number == end.number + 1 && self.here_at(s, SEGMENT_HEADER_BYTES) != Here::Stray);
         let evidence = later.iter().map(|s| (s.number, &s.data[SEGMENT_HEADER_BYTES.min(s.data.len())..], SEGMENT_HEADER_BYTES));
         let evidence = std::iter::once((end.number, &end.data[from..], from)).chain(evidence);
         let (later, at) = evidence.map(|(s, data, base)| self.evidence(s, data, base, n)).fold(
@@ -227,7 +229,10 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
             }
             EndCase::Damaged => {
                 let found = format!("{here:?}, although the batch in {} at byte {} says that it was durable", segment_name(at.0), at.1);
-                return Err(damaged(&name, self.end_offset, &format!("batch {n}"), &found));
+                return Err(match next_start.filter(|_| here == Here::Nothing && at.0 > end.number) {
+                    Some(next) => damaged(&segment_name(next.number), SEGMENT_HEADER_BYTES, &format!("batch {n}"), &found),
+                    None => damaged(&name, self.end_offset, &format!("batch {n}"), &found),
+                });
             }
         }
         if self.floor < lowest {
@@ -236,8 +241,8 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
         Ok(Some(self))
     }
 
-    fn here(&self, end: &Segment<F>) -> Here {
-        match end.data.get(self.end_offset..).and_then(|b| BatchHeader::decode(b, self.log_id)) {
+    fn here_at(&self, end: &Segment<F>, offset: usize) -> Here {
+        match end.data.get(offset..).and_then(|b| BatchHeader::decode(b, self.log_id)) {
             Some(h) if h.segment != end.number => Here::Nothing,
             Some(h) if h.number == self.last_number + 1 && h.previous == self.chain => Here::Torn,
             Some(_) => Here::Stray,
