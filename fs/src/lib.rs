@@ -5,3 +5,4 @@ pub mod store;
 pub mod fuse;
 pub mod volume;
 pub mod heal;
+pub mod replica;

@@ -439,6 +439,8 @@ pub enum PeerMsg {
         epoch: u64,
         /// The attempt.
         attempt: u64,
+        /// The `JoinReady`'s seq.
+        seq: u64,
     },
     /// P, taking over: which objects may differ between us?
     TakeOver {
