@@ -65,3 +65,11 @@ pub async fn answer(mut write: OwnedWriteHalf, mut frames: mpsc::UnboundedReceiv
     }
     Ok(())
 }
+
+/// The asking side's counterpart: waits for the one answer on a connection.
+///
+/// # Errors
+/// The connection's own.
+pub async fn greet_back(stream: TcpStream) -> io::Result<Frame> {
+    FrameReader::new(stream).next().await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
