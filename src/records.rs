@@ -100,6 +100,8 @@ pub struct BrickRecord {
     pub host: String,
     /// The directory.
     pub path: String,
+    /// It was allowed to lie on the root file system (`force`).
+    pub on_root: bool,
 }
 
 /// The key of a server's record.

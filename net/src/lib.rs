@@ -4,4 +4,5 @@ pub mod client;
 pub mod etcd;
 pub mod frame;
 pub mod link;
+pub mod peers;
 pub mod server;
