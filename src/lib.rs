@@ -2,5 +2,6 @@
 
 pub mod client;
 pub mod management;
+pub mod node;
 pub mod records;
 pub mod wire;

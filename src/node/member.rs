@@ -1,0 +1,235 @@
+//! The thread that runs this server's member of the coordination store: consensus, log, store, and the sockets of
+//! peers and etcd clients, so that a request never changes threads.
+
+use super::config::{ServerConfig, is_wildcard, url_address};
+use super::join::{self, JoinFile};
+use anyhow::{Context, Result, anyhow, ensure};
+use brickraft_engine::io::DiskIo;
+use brickraft_engine::kv::Store;
+use brickraft_engine::kv::types::Command;
+use brickraft_engine::member::identity::{Identity, InitialMember, bootstrap, member_id};
+use brickraft_engine::member::{Clock, MemberConfig, MemberCore, MemberHandle, MemberStatus, Start, driver};
+use brickraft_engine::raft::{Membership, Role};
+use brickraft_engine::types::NodeId;
+use brickraft_net::peers::{self, Addresses};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{LocalSet, spawn_local};
+
+/// The key-value store's cache, in bytes.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// What the rest of the server needs to know of its member.
+#[derive(Clone)]
+pub struct Started {
+    /// The way to it.
+    pub handle: MemberHandle,
+    /// Who it is.
+    pub id: NodeId,
+    /// Its cluster.
+    pub cluster_id: u64,
+}
+
+/// Who this member is and how it begins.
+struct Plan {
+    identity: Identity,
+    start: Start,
+    /// Peers by the latest we were told before the log is read.
+    addresses: Addresses,
+}
+
+/// Runs until the member is stopped through its handle or fails. Tells `started` once the ports are bound and the
+/// log is open, or why not.
+///
+/// # Errors
+/// What ended it.
+pub fn run(config: &ServerConfig, clock: Clock, started: &SyncSender<Result<Started>>, mut stop: watch::Receiver<bool>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the member's runtime")?;
+    let local = LocalSet::new();
+    let result = local.block_on(&runtime, async {
+        let (run, handle) = open(config, clock, started).await?;
+        tokio::pin!(run);
+        tokio::select! {
+            ended = &mut run => return ended,
+            _ = stop.wait_for(|&stop| stop) => {}
+        }
+        let (ended, ()) = tokio::join!(run, handle.stop());
+        ended
+    });
+    // Whatever is still connected is cut off.
+    drop(local);
+    result
+}
+
+async fn open(config: &ServerConfig, clock: Clock, started: &SyncSender<Result<Started>>) -> Result<(impl Future<Output = Result<()>>, MemberHandle)> {
+    let plan = plan(config)?;
+    let id = plan.identity.member_id;
+    let cluster_id = plan.identity.cluster_id;
+    let dir = join::member_dir(&config.data_dir);
+    let (peer_listener, client_listeners) = bind(config).await?;
+    let store = Store::open(&dir.join("kv.redb"), CACHE_BYTES).map_err(|e| anyhow!("{e}"))?;
+    let store = Arc::new(store);
+    let io = DiskIo::open(&dir.join("log")).with_context(|| format!("open the log's directory {}", dir.join("log").display()))?;
+    let member_config = MemberConfig {
+        id,
+        cluster_id,
+        heartbeat: config.heartbeat,
+        election_timeout: config.election_timeout,
+        spool_dir: Some(dir.clone()),
+        ..MemberConfig::default()
+    };
+    let core = MemberCore::open(member_config, plan.start, io, store.clone(), clock.now(), rand::random())?;
+    let (handle, inbox) = MemberHandle::new(store, core.status(), clock);
+    let (addresses, addresses_rx) = watch::channel(plan.addresses);
+    let transport = peers::start(cluster_id, id, peer_listener, addresses_rx);
+    spawn_local(follow_membership(handle.clone(), addresses));
+    spawn_local(introduce(handle.clone(), config.clone()));
+    let (closing, closed) = watch::channel(false);
+    for listener in client_listeners {
+        let mut closed = closed.clone();
+        let serve = brickraft_net::etcd::serve(listener, handle.clone(), async move {
+            let _ = closed.wait_for(|&c| c).await;
+        });
+        spawn_local(async move {
+            if let Err(e) = serve.await {
+                tracing::error!(%e, "the client port is closed");
+            }
+        });
+    }
+    let _ = started.send(Ok(Started { handle: handle.clone(), id, cluster_id }));
+    let run = async move {
+        let result = driver::run(core, inbox, transport).await;
+        let _ = closing.send(true);
+        result.map_err(Into::into)
+    };
+    Ok((run, handle))
+}
+
+/// From what lies in the data directory, then from the flags.
+fn plan(config: &ServerConfig) -> Result<Plan> {
+    let dir = join::member_dir(&config.data_dir);
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    if let Some(file) = join::read(&config.data_dir)? {
+        return joined(config, &file);
+    }
+    let members = if config.initial_cluster.is_empty() { vec![lone(config)] } else { config.initial_cluster.clone() };
+    let salted = config.initial_cluster.is_empty();
+    let found = Identity::load(&dir)?;
+    if let (true, Some(identity)) = (salted, &found) {
+        // A cluster of one that has been here before; what it became since is in its log.
+        let membership = Membership { voters: BTreeMap::from([(identity.member_id, info(config, &members[0]))]), learners: BTreeMap::new() };
+        return Ok(Plan { identity: identity.clone(), addresses: addresses(&membership), start: Start::Founder(membership) });
+    }
+    let (cluster_id, membership) = if salted {
+        // Two lone servers with the same flags must not be the same cluster.
+        let id = member_id(&members[0].peer_urls, &config.token, rand::random());
+        (rand::random::<u64>().max(1), Membership { voters: BTreeMap::from([(id, info(config, &members[0]))]), learners: BTreeMap::new() })
+    } else {
+        bootstrap(&members, &config.token)
+    };
+    let me = membership.voters.iter().find(|(_, info)| info.name == config.name).map(|(id, _)| *id);
+    let me = me.with_context(|| format!("--initial-cluster does not name {:?}", config.name))?;
+    let identity = Identity { cluster_id, member_id: me, name: config.name.clone() };
+    identity.claim(&dir)?;
+    Ok(Plan { identity, addresses: addresses(&membership), start: Start::Founder(membership) })
+}
+
+fn joined(config: &ServerConfig, file: &JoinFile) -> Result<Plan> {
+    let dir = join::member_dir(&config.data_dir);
+    let request = &file.request;
+    let identity = Identity { cluster_id: request.cluster_id, member_id: request.member_id, name: config.name.clone() };
+    match Identity::load(&dir)? {
+        Some(found) if found.cluster_id == identity.cluster_id && found.member_id == identity.member_id => {}
+        found => {
+            if found.is_some() {
+                // The empty cluster of one that this server was before it was probed.
+                std::fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+                std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+            }
+            identity.claim(&dir)?;
+        }
+    }
+    let mut known: Addresses = Addresses::new();
+    for (id, urls) in &request.members {
+        if let Some(address) = urls.iter().find_map(|u| url_address(u).ok()) {
+            known.insert(*id, address);
+        }
+    }
+    Ok(Plan { identity, addresses: known, start: Start::Joiner })
+}
+
+fn lone(config: &ServerConfig) -> InitialMember {
+    let peer_urls = if config.advertise_peer_urls.is_empty() { config.listen_peer.iter().map(|a| format!("http://{a}")).collect() } else { config.advertise_peer_urls.clone() };
+    InitialMember { name: config.name.clone(), peer_urls }
+}
+
+fn info(config: &ServerConfig, member: &InitialMember) -> brickraft_engine::raft::MemberInfo {
+    brickraft_engine::raft::MemberInfo { name: config.name.clone(), peer_urls: member.peer_urls.clone(), client_urls: Vec::new() }
+}
+
+fn addresses(membership: &Membership) -> Addresses {
+    membership.ids().filter_map(|id| membership.info(id)?.peer_urls.iter().find_map(|u| url_address(u).ok()).map(|a| (id, a))).collect()
+}
+
+async fn bind(config: &ServerConfig) -> Result<(TcpListener, Vec<TcpListener>)> {
+    ensure!(config.listen_peer.len() == 1, "several --listen-peer-urls are not supported yet; 0.0.0.0 listens on all addresses");
+    let peer = &config.listen_peer[0];
+    let peer = TcpListener::bind(peer).await.with_context(|| format!("listen on {peer} for peers (--listen-peer-urls)"))?;
+    let mut clients = Vec::new();
+    for address in &config.listen_client {
+        clients.push(TcpListener::bind(address).await.with_context(|| format!("listen on {address} for clients (--listen-client-urls)"))?);
+    }
+    Ok((peer, clients))
+}
+
+/// Keeps the transport's addresses in step with the membership.
+async fn follow_membership(handle: MemberHandle, addresses_tx: watch::Sender<Addresses>) {
+    let mut status = handle.status_watch();
+    status.mark_changed();
+    while status.changed().await.is_ok() {
+        let membership = status.borrow_and_update().membership.clone();
+        // A member that is just joining knows only what it was told.
+        if membership.ids().next().is_some() {
+            let new = addresses(&membership);
+            addresses_tx.send_if_modified(|old| {
+                let changed = *old != new;
+                *old = new;
+                changed
+            });
+        }
+    }
+}
+
+/// Tells the cluster this member's name and client URLs, as etcd's members do once they run.
+async fn introduce(handle: MemberHandle, config: ServerConfig) {
+    let told = |status: &MemberStatus| status.membership.info(status.id).cloned();
+    let client_urls = if config.advertise_client_urls.is_empty() {
+        config.listen_client.iter().filter(|a| !is_wildcard(a)).map(|a| format!("http://{a}")).collect()
+    } else {
+        config.advertise_client_urls.clone()
+    };
+    loop {
+        let status = handle.last_status();
+        if status.stopped.is_some() {
+            return;
+        }
+        if let Some(info) = told(&status) {
+            let keep = client_urls.is_empty();
+            let wanted = if keep { info.client_urls.clone() } else { client_urls.clone() };
+            if info.name == config.name && info.client_urls == wanted {
+                return;
+            }
+            if status.role == Role::Leader || status.leader.is_some() {
+                let command = Command::MemberAttributes { id: status.id, name: config.name.clone(), client_urls: wanted };
+                if handle.propose(command).await.is_ok() {
+                    return;
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
