@@ -1,2 +1,16 @@
-//! brickraft
-fn main() {}
+//! The `brickraft` binary. Called as `mount.brickraft` it is mount(8)'s helper.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BRICKRAFT_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let called = args.first().and_then(|a| Path::new(a).file_name()).and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+    match called.as_str() {
+        "mount.brickraft" => brickraft::cli::run(brickraft::cli::mount_helper(args)),
+        _ => brickraft::cli::run(args),
+    }
+}
