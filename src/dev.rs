@@ -49,7 +49,10 @@ const UP: Duration = Duration::from_secs(60);
 pub fn run(args: &DevArgs, json_output: bool) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         let me = std::env::current_exe().unwrap_or_else(|_| "brickraft".into());
-        bail!("`dev` needs root, because bricks keep owners and trusted attributes and the mount serves all users. Run: sudo {} dev", me.display());
+        bail!(
+            "`dev` needs root, because bricks keep owners and trusted attributes and the mount serves all users. Run: sudo {} dev",
+            me.display()
+        );
     }
     let stop = Stop::install()?;
     let dir = args.dir.clone().map_or_else(default_dir, Ok)?;
@@ -84,7 +87,8 @@ fn prepare_mount_point(dir: &Path) -> Result<()> {
     if let Err(e) = std::fs::metadata(dir)
         && e.raw_os_error() == Some(107)
     {
-        rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH).with_context(|| format!("unmount the dead mount on {}", dir.display()))?;
+        rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH)
+            .with_context(|| format!("unmount the dead mount on {}", dir.display()))?;
     }
     std::fs::create_dir_all(dir).with_context(|| format!("create the mount point {}", dir.display()))?;
     let mut entries = std::fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))?;
@@ -134,7 +138,8 @@ fn volume(args: &DevArgs, dir: &Path, server: &str, stop: &Stop) -> Result<()> {
     let status = volumes.iter().find(|v| v.volume.name == VOLUME).map(|v| v.volume.status);
     if status.is_none() {
         let bricks = (0..2).map(|i| format!("{}:{}", MEMBERS[i], dir.join(format!("brick-{}", i + 1)).display())).collect();
-        ask::<Value>(server, &Ask::VolumeCreate { name: VOLUME.into(), replica: 2, bricks, force: true }, timeout).context("create the volume")?;
+        ask::<Value>(server, &Ask::VolumeCreate { name: VOLUME.into(), replica: 2, bricks, force: true }, timeout)
+            .context("create the volume")?;
     }
     if status != Some(VolumeStatus::Started) {
         ask::<Value>(server, &Ask::VolumeStart { name: VOLUME.into() }, timeout).context("start the volume")?;

@@ -26,33 +26,74 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 #[allow(missing_docs, reason = "the names are the commands'")]
 pub enum Ask {
     // The operator's.
-    PeerProbe { host: String },
-    PeerDetach { host: String, force: bool },
+    PeerProbe {
+        host: String,
+    },
+    PeerDetach {
+        host: String,
+        force: bool,
+    },
     PeerStatus,
     PoolList,
-    VolumeCreate { name: String, replica: usize, bricks: Vec<String>, force: bool },
-    VolumeStart { name: String },
-    VolumeStop { name: String },
-    VolumeDelete { name: String },
+    VolumeCreate {
+        name: String,
+        replica: usize,
+        bricks: Vec<String>,
+        force: bool,
+    },
+    VolumeStart {
+        name: String,
+    },
+    VolumeStop {
+        name: String,
+    },
+    VolumeDelete {
+        name: String,
+    },
     VolumeList,
-    VolumeInfo { name: Option<String> },
-    VolumeStatus { name: Option<String> },
-    VolumeHeal { name: String, full: bool },
-    VolumeHealInfo { name: String },
-    VolumeScrub { name: String },
+    VolumeInfo {
+        name: Option<String>,
+    },
+    VolumeStatus {
+        name: Option<String>,
+    },
+    VolumeHeal {
+        name: String,
+        full: bool,
+    },
+    VolumeHealInfo {
+        name: String,
+    },
+    VolumeScrub {
+        name: String,
+    },
     // A mount's.
-    VolumeView { name: String },
+    VolumeView {
+        name: String,
+    },
     // Between servers.
     /// Who are you?
     Whoami,
     /// Become a member of my cluster.
     Join(JoinRequest),
     /// Check a directory and make it a brick.
-    BrickPrepare { volume: String, brick: BrickId, path: String, force: bool },
+    BrickPrepare {
+        volume: String,
+        brick: BrickId,
+        path: String,
+        force: bool,
+    },
     /// Undo a `BrickPrepare` whose volume did not come into being, or free the bricks of a deleted volume.
-    BrickRelease { volume: String, brick: BrickId, path: String },
+    BrickRelease {
+        volume: String,
+        brick: BrickId,
+        path: String,
+    },
     /// Ask the brick itself.
-    BrickAdmin { brick: BrickId, request: AdminRequest },
+    BrickAdmin {
+        brick: BrickId,
+        request: AdminRequest,
+    },
     /// Which bricks run?
     BrickStatus,
 }

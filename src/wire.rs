@@ -22,7 +22,6 @@ pub struct BrickHello {
     pub to: BrickId,
 }
 
-
 /// What a mount says; the data of a write is the frame's payload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClientMessage {

@@ -55,14 +55,19 @@ fn parse(options: &[String]) -> Result<Parsed> {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         match name {
             "ro" => p.mount.read_only = true,
-            "rw" | "defaults" | "_netdev" | "auto" | "noauto" | "nofail" | "user" | "nouser" | "exec" | "suid" | "dev" | "async" | "relatime" | "noatime" | "acl" => {}
+            "rw" | "defaults" | "_netdev" | "auto" | "noauto" | "nofail" | "user" | "nouser" | "exec" | "suid" | "dev" | "async"
+            | "relatime" | "noatime" | "acl" => {}
             "log-level" => p.log_level = Some(value.to_lowercase()),
             "log-file" => p.log_file = Some(value.to_owned()),
             "backup-volfile-servers" | "backupvolfile-server" => p.backup.extend(value.split(':').map(str::to_owned)),
             "attribute-timeout" => p.mount.attribute_timeout = seconds(name, value)?,
             "entry-timeout" => p.mount.entry_timeout = seconds(name, value)?,
             "reader-thread-count" => {
-                p.mount.threads = value.parse().ok().filter(|n| (1..=64).contains(n)).with_context(|| format!("option {option}: must be from 1 to 64"))?;
+                p.mount.threads = value
+                    .parse()
+                    .ok()
+                    .filter(|n| (1..=64).contains(n))
+                    .with_context(|| format!("option {option}: must be from 1 to 64"))?;
             }
             "negative-timeout" | "direct-io-mode" => bail!("option {name} is not supported yet"),
             _ if name.starts_with("x-") => {}
@@ -74,7 +79,8 @@ fn parse(options: &[String]) -> Result<Parsed> {
 
 /// Reads `HOST[,HOST...]:VOLUME`.
 fn source(text: &str) -> Result<(Vec<String>, String)> {
-    let (hosts, volume) = text.rsplit_once(':').filter(|(h, v)| !h.is_empty() && !v.is_empty()).with_context(|| format!("{text}: not HOST:VOLUME"))?;
+    let (hosts, volume) =
+        text.rsplit_once(':').filter(|(h, v)| !h.is_empty() && !v.is_empty()).with_context(|| format!("{text}: not HOST:VOLUME"))?;
     let volume = volume.trim_start_matches('/');
     ensure!(!volume.contains('/'), "{text}: mounting a subdirectory is not supported yet");
     Ok((hosts.split(',').map(with_port).collect(), volume.to_owned()))
@@ -134,11 +140,14 @@ fn background(args: &MountArgs, dir: &Path) -> Result<()> {
         command.env("BRICKRAFT_LOG", level);
     }
     let log: Stdio = match &parsed.log_file {
-        Some(path) => std::fs::OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("open log file {path}"))?.into(),
+        Some(path) => {
+            std::fs::OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("open log file {path}"))?.into()
+        }
         None => Stdio::piped(),
     };
     // Of its own process group: Ctrl-C in the shell that mounted must not unmount.
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0).spawn().context("start the mount's process")?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0).spawn().context("start the mount's process")?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().context("its standard output")?).read_line(&mut line).context("wait for the mount")?;
     if line.trim_end() == READY {

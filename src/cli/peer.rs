@@ -76,7 +76,13 @@ pub(crate) fn pool(c: &Context_, command: &Pool) -> Result<()> {
             .iter()
             .map(|p| {
                 let host = if p.local { "localhost".to_owned() } else { p.node.host.clone() };
-                let role = if p.leader { "leader" } else if p.voter { "voter" } else { "learner" };
+                let role = if p.leader {
+                    "leader"
+                } else if p.voter {
+                    "voter"
+                } else {
+                    "learner"
+                };
                 vec![format!("{:016x}", p.node.id.0), host, if p.connected { "Connected" } else { "Disconnected" }.into(), role.into()]
             })
             .collect();

@@ -58,7 +58,9 @@ fn addresses(flag: &str, text: &str) -> Result<Vec<String>> {
 
 impl ServerArgs {
     fn config(&self) -> Result<ServerConfig> {
-        for (flag, text) in [("--advertise-client-urls", &self.advertise_client_urls), ("--initial-advertise-peer-urls", &self.initial_advertise_peer_urls)] {
+        for (flag, text) in
+            [("--advertise-client-urls", &self.advertise_client_urls), ("--initial-advertise-peer-urls", &self.initial_advertise_peer_urls)]
+        {
             addresses(flag, text)?;
         }
         if !crate::management::with_port(&self.listen_brick_addr).eq(&self.listen_brick_addr) {
@@ -88,7 +90,13 @@ pub(crate) fn run(args: &ServerArgs) -> Result<()> {
     let node = Node::start(&config)?;
     let status = node.member().last_status();
     tracing::info!(name = %config.name, member = format_args!("{:016x}", status.id.0), cluster = format_args!("{:016x}", status.cluster_id), "serving");
-    println!("ready: member {:016x} of cluster {:016x}, clients {}, bricks {}", status.id.0, status.cluster_id, config.listen_client.join(","), config.listen_brick);
+    println!(
+        "ready: member {:016x} of cluster {:016x}, clients {}, bricks {}",
+        status.id.0,
+        status.cluster_id,
+        config.listen_client.join(","),
+        config.listen_brick
+    );
     loop {
         if signals.wanted() {
             tracing::info!("told to stop");

@@ -74,7 +74,9 @@ fn create_words(words: &[String]) -> Result<(usize, Vec<String>, bool)> {
                 replica = n.parse().map_err(|_| anyhow!("{n} is not a replica count"))?;
                 ensure!(replica >= 2, "replica count should be greater than 1");
             }
-            "arbiter" | "stripe" | "disperse" | "disperse-data" | "redundancy" | "thin-arbiter" | "transport" => bail!("{word} volumes are not supported yet"),
+            "arbiter" | "stripe" | "disperse" | "disperse-data" | "redundancy" | "thin-arbiter" | "transport" => {
+                bail!("{word} volumes are not supported yet")
+            }
             _ => bricks.push(word),
         }
     }
@@ -104,7 +106,9 @@ pub(crate) fn run(c: &Context_, command: &Volume) -> Result<()> {
         }
         Volume::Status { name } => {
             let volumes: Vec<VolumeStatusReport> = c.ask(&Ask::VolumeStatus { name: name.clone() }).map_err(|e| anyhow!("{e}"))?;
-            c.print.show(&volumes, |v| if v.is_empty() { "No started volumes present".into() } else { v.iter().map(status_text).collect::<Vec<_>>().join("\n") });
+            c.print.show(&volumes, |v| {
+                if v.is_empty() { "No started volumes present".into() } else { v.iter().map(status_text).collect::<Vec<_>>().join("\n") }
+            });
             Ok(())
         }
         Volume::List => {
@@ -114,13 +118,17 @@ pub(crate) fn run(c: &Context_, command: &Volume) -> Result<()> {
         }
         Volume::Heal { name, words } => heal(c, name, words),
         Volume::Scrub { name } => {
-            let report: HealReport = c.ask(&Ask::VolumeScrub { name: name.clone() }).map_err(|e| anyhow!("volume scrub: {name}: failed: {e}"))?;
-            c.print.show(&report, |r| format!("volume scrub: {name}: success: see `volume heal {name} info` for progress\n{}", heal_text(r)));
+            let report: HealReport =
+                c.ask(&Ask::VolumeScrub { name: name.clone() }).map_err(|e| anyhow!("volume scrub: {name}: failed: {e}"))?;
+            c.print
+                .show(&report, |r| format!("volume scrub: {name}: success: see `volume heal {name} info` for progress\n{}", heal_text(r)));
             Ok(())
         }
         Volume::AddBrick { .. } => bail!("volume add-brick: not supported yet"),
         Volume::RemoveBrick { .. } => bail!("volume remove-brick: not supported yet"),
-        Volume::ReplaceBrick { .. } => bail!("volume replace-brick: not supported yet (a brick whose directory is emptied or whose disk is replaced under the same path is healed by itself)"),
+        Volume::ReplaceBrick { .. } => bail!(
+            "volume replace-brick: not supported yet (a brick whose directory is emptied or whose disk is replaced under the same path is healed by itself)"
+        ),
         Volume::Rebalance { .. } => bail!("volume rebalance: not supported yet"),
         Volume::Set { .. } => bail!("volume set: not supported yet"),
         Volume::Get { .. } => bail!("volume get: not supported yet"),
@@ -152,7 +160,9 @@ fn heal(c: &Context_, name: &str, words: &[String]) -> Result<()> {
         ["full"] => Ask::VolumeHeal { name: name.to_owned(), full: true },
         ["info"] | ["info", "summary"] => Ask::VolumeHealInfo { name: name.to_owned() },
         ["info", "split-brain"] => {
-            c.print.show(&Vec::<String>::new(), |_| "Number of entries in split-brain: 0 (a group has one primary at a time; there is no split brain)".into());
+            c.print.show(&Vec::<String>::new(), |_| {
+                "Number of entries in split-brain: 0 (a group has one primary at a time; there is no split brain)".into()
+            });
             return Ok(());
         }
         _ => bail!("volume heal: {} is not supported yet; usage: volume heal {name} [full | info]", words.join(" ")),
@@ -195,10 +205,20 @@ fn status_text(v: &VolumeStatusReport) -> String {
         .iter()
         .map(|b| {
             let online = if b.online { "Y" } else { "N" };
-            vec![format!("Brick {}", b.name), or_na(b.port.map(|p| p.to_string())), online.into(), or_na(b.pid.map(|p| p.to_string())), b.state.clone()]
+            vec![
+                format!("Brick {}", b.name),
+                or_na(b.port.map(|p| p.to_string())),
+                online.into(),
+                or_na(b.pid.map(|p| p.to_string())),
+                b.state.clone(),
+            ]
         })
         .collect();
-    let mut text = format!("Status of volume: {}\n{}", v.name, table(&["Gluster process", "TCP Port", "Online", "Pid", "State"], &rows).replace("Gluster process", "Process"));
+    let mut text = format!(
+        "Status of volume: {}\n{}",
+        v.name,
+        table(&["Gluster process", "TCP Port", "Online", "Pid", "State"], &rows).replace("Gluster process", "Process")
+    );
     for b in &v.bricks {
         if let Some(e) = &b.error {
             text.push_str(&format!("Brick {}: {e}\n", b.name));

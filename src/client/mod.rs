@@ -120,7 +120,15 @@ impl VolumeClient {
     }
 
     /// One exchange with the primary.
-    fn attempt(&self, route: &Route, op: u64, retry: bool, fop: &Fop, payload: &[u8], deadline: Instant) -> Result<Result<(Reply, Bytes), Errno>, Again> {
+    fn attempt(
+        &self,
+        route: &Route,
+        op: u64,
+        retry: bool,
+        fop: &Fop,
+        payload: &[u8],
+        deadline: Instant,
+    ) -> Result<Result<(Reply, Bytes), Errno>, Again> {
         let mut connection = self.connection(route)?;
         let message = ClientMessage::Op { op, acked: self.session.acked(), retry, epoch: route.epoch, fop: fop.clone() };
         let head = postcard::to_allocvec(&message).expect("plain data");
@@ -146,7 +154,11 @@ impl VolumeClient {
             Ok(reply) => Ok(Ok((reply, data))),
             Err(ReplicaError::Errno(e)) => Ok(Err(e)),
             Err(ReplicaError::WrongEpoch { config } | ReplicaError::NotPrimary { config }) => {
-                if self.view.learn(config) { Err(Again::Rerouted) } else { Err(Again::Later) }
+                if self.view.learn(config) {
+                    Err(Again::Rerouted)
+                } else {
+                    Err(Again::Later)
+                }
             }
             Err(ReplicaError::NoLease | ReplicaError::Busy) => {
                 self.view.refresh_slowly(route.version);

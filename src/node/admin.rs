@@ -47,7 +47,12 @@ impl Admin {
     pub async fn answer(&self, ask: Ask, seen_by: SocketAddr) -> Result<Value, String> {
         let changes = matches!(
             ask,
-            Ask::PeerProbe { .. } | Ask::PeerDetach { .. } | Ask::VolumeCreate { .. } | Ask::VolumeStart { .. } | Ask::VolumeStop { .. } | Ask::VolumeDelete { .. }
+            Ask::PeerProbe { .. }
+                | Ask::PeerDetach { .. }
+                | Ask::VolumeCreate { .. }
+                | Ask::VolumeStart { .. }
+                | Ask::VolumeStop { .. }
+                | Ask::VolumeDelete { .. }
         );
         let _guard = if changes { Some(self.one_at_a_time.lock().await) } else { None };
         self.dispatch(ask, seen_by).await.map_err(|e| format!("{e:#}"))
@@ -77,7 +82,11 @@ impl Admin {
             Ask::BrickStatus => {
                 let port = port_of(&self.config.listen_brick);
                 let bricks = self.bricks.status().into_iter();
-                value(bricks.map(|(id, error)| crate::management::RunningBrick { id, error, pid: std::process::id(), port }).collect::<Vec<_>>())
+                value(
+                    bricks
+                        .map(|(id, error)| crate::management::RunningBrick { id, error, pid: std::process::id(), port })
+                        .collect::<Vec<_>>(),
+                )
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::cluster::{Change, Cluster, Expect};
 use crate::records::{BrickRecord, ClusterView, VolumeStatus, group_key};
 use crate::wire::BrickHello;
+use brickraft_engine::io::uring::Readiness;
 use brickraft_engine::member::Clock;
 use brickraft_engine::types::{NodeId, Time};
 use brickraft_fs::fop::TimeSpec;
@@ -13,13 +14,11 @@ use brickraft_net::link::{Link, LinkEvent};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
 
@@ -60,15 +59,6 @@ impl Drop for Brick {
     }
 }
 
-/// A descriptor that somebody else owns and keeps open for longer than we watch it.
-struct Borrowed(RawFd);
-
-impl std::os::fd::AsRawFd for Borrowed {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
-    }
-}
-
 fn wall() -> TimeSpec {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     TimeSpec { sec: now.as_secs().cast_signed(), nsec: now.subsec_nanos() }
@@ -78,6 +68,32 @@ fn wall() -> TimeSpec {
 pub fn on_root_file_system(path: &Path) -> bool {
     let device = |p: &Path| p.metadata().map(|m| m.dev()).ok();
     path.ancestors().find_map(device) == device(Path::new("/"))
+}
+
+/// Makes an empty brick where somebody emptied the directory or replaced the disk. What is left there has no index
+/// any more and cannot be trusted; it is put aside, next to the brick.
+fn make_anew(path: &Path, meta: BrickMeta) -> Result<(), String> {
+    tracing::warn!(path = %path.display(), "the brick's identity is gone; it starts anew, empty, and is healed");
+    let private = path.join(".brickraft");
+    if private.exists() {
+        std::fs::remove_dir_all(&private).map_err(|e| format!("remove what is left of {}: {e}", private.display()))?;
+    }
+    let left: Vec<_> = std::fs::read_dir(path)
+        .map_err(|e| format!("read {}: {e}", path.display()))?
+        .filter_map(Result::ok)
+        .filter(|e| e.file_name() != "lost+found")
+        .collect();
+    if !left.is_empty() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let aside = path.with_file_name(format!(".{name}.left-{}", wall().sec));
+        std::fs::create_dir(&aside).map_err(|e| format!("make {}: {e}", aside.display()))?;
+        tracing::warn!(aside = %aside.display(), entries = left.len(), "what was left in the brick's directory is put aside");
+        for entry in left {
+            std::fs::rename(entry.path(), aside.join(entry.file_name()))
+                .map_err(|e| format!("put {} aside: {e}; empty {} by hand", entry.path().display(), path.display()))?;
+        }
+    }
+    DirStore::create(path, meta).map_err(|e| e.to_string())
 }
 
 impl Bricks {
@@ -117,7 +133,8 @@ impl Bricks {
         if self.stopping.get() {
             return;
         }
-        let wanted = |b: &BrickRecord| b.node == self.node && view.volumes.get(&b.volume).is_some_and(|v| v.status == VolumeStatus::Started);
+        let wanted =
+            |b: &BrickRecord| b.node == self.node && view.volumes.get(&b.volume).is_some_and(|v| v.status == VolumeStatus::Started);
         let gone: Vec<BrickId> = self.running.borrow().keys().copied().filter(|id| !view.bricks.get(id).is_some_and(wanted)).collect();
         for id in gone {
             tracing::info!(brick = format_args!("{id:016x}"), "brick stopped");
@@ -165,19 +182,21 @@ impl Bricks {
         }
         let store = match DirStore::open(path) {
             Err(StoreError::NotABrick { .. }) => {
-                // An empty disk in the old one's place: an empty brick, which the others heal.
-                tracing::warn!(path = %record.path, "the brick's directory is empty; it starts anew and is healed");
                 let meta = BrickMeta { volume, brick: record.id, ..BrickMeta::default() };
-                DirStore::create(path, meta).and_then(|()| DirStore::open(path))
+                make_anew(path, meta)?;
+                DirStore::open(path)
             }
             other => other,
         }
         .map_err(|e| e.to_string())?;
         let meta = store.meta();
         if (meta.volume, meta.brick) != (volume, record.id) {
-            return Err(format!("{}: is brick {:016x} of volume {:032x}, not brick {:016x} of volume {volume:032x}", record.path, meta.brick, meta.volume, record.id));
+            return Err(format!(
+                "{}: is brick {:016x} of volume {:032x}, not brick {:016x} of volume {volume:032x}",
+                record.path, meta.brick, meta.volume, record.id
+            ));
         }
-        let ready = store.ready_fd();
+        let ready = Readiness::new(&store).map_err(|e| format!("watch the brick's ring: {e}"))?;
         let core = ReplicaCore::new(record.id, store, self.clock.now(), rand::random()).map_err(|e| e.to_string())?;
         let brick = Rc::new(Brick {
             id: record.id,
@@ -201,18 +220,14 @@ impl Bricks {
                 }
             }
         })];
-        if let Some(fd) = ready {
-            let watched = AsyncFd::with_interest(Borrowed(fd), tokio::io::Interest::READABLE).map_err(|e| format!("watch the brick's ring: {e}"))?;
-            let this = self.clone();
-            tasks.push(spawn_local(async move {
-                while let Ok(mut guard) = watched.readable().await {
-                    // Cleared first: what completes while the core reaps makes the ring readable anew.
-                    guard.clear_ready();
-                    let Some(brick) = weak.upgrade() else { return };
-                    this.handle(&brick, ReplicaEvent::StoreReady);
-                }
-            }));
-        }
+        let this = self.clone();
+        tasks.push(spawn_local(async move {
+            // What completes while the core reaps wakes it anew.
+            while ready.ready().await.is_ok() {
+                let Some(brick) = weak.upgrade() else { return };
+                this.handle(&brick, ReplicaEvent::StoreReady);
+            }
+        }));
         *brick.tasks.borrow_mut() = tasks.iter().map(tokio::task::JoinHandle::abort_handle).collect();
         self.handle(&brick, ReplicaEvent::Lease(self.lease.get()));
         Ok(brick)
@@ -250,7 +265,10 @@ impl Bricks {
         let Some((config, _)) = view.groups.get(&brick.group) else { return };
         let held = incarnation.is_some_and(|i| config.holds(peer, i));
         let we_hold = config.holds(brick.id, brick.core.borrow().incarnation());
-        if held && we_hold && let Some(new) = config.without(&[peer]) {
+        if held
+            && we_hold
+            && let Some(new) = config.without(&[peer])
+        {
             self.propose(brick, ConfigProposal { expect_epoch: config.epoch, new });
         }
     }
@@ -284,6 +302,16 @@ impl Bricks {
                     if let Some(to) = brick.left.borrow_mut().take() {
                         let _ = to.send(());
                     }
+                }
+                ReplicaOutput::Recreate => {
+                    let (this, id) = (self.clone(), brick.id);
+                    // Closing it is enough: the next look at the records opens it, finds no brick and makes one.
+                    spawn_local(async move {
+                        drop(this.running.borrow_mut().remove(&id));
+                        // The core may still be held by tasks that are just ending.
+                        tokio::task::yield_now().await;
+                        this.reconcile(&this.cluster.view());
+                    });
                 }
                 ReplicaOutput::Fatal(why) => {
                     tracing::error!(brick = format_args!("{:016x}", brick.id), %why, "the brick's disk failed; the brick is stopped");

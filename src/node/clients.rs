@@ -104,7 +104,8 @@ async fn requests(
         let message: ClientMessage = postcard::from_bytes(&frame.head).map_err(|e| invalid(format!("client's message: {e}")))?;
         match message {
             ClientMessage::Op { op, acked, retry, epoch, fop } => {
-                let request = ClientRequest { conn, request: frame.id, session: hello.session, op, acked, retry, epoch, fop, payload: frame.payload };
+                let request =
+                    ClientRequest { conn, request: frame.id, session: hello.session, op, acked, retry, epoch, fop, payload: frame.payload };
                 if !bricks.deliver(hello.brick, ReplicaEvent::Client(request)) {
                     let refusal: ServerMessage = Err(ReplicaError::Busy);
                     let head = Bytes::from(postcard::to_allocvec(&refusal).expect("plain data"));

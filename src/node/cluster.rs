@@ -3,7 +3,8 @@
 use crate::records::ClusterView;
 use anyhow::{Result, anyhow, bail};
 use brickraft_engine::kv::types::{
-    Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, Keyspace, OpResponse, PutRequest, RangeRequest, TxnOp, TxnRequest,
+    Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, Keyspace, OpResponse, PutRequest, RangeRequest, TxnOp,
+    TxnRequest,
 };
 use brickraft_engine::kv::{WatchOutput, WatchRequest};
 use brickraft_engine::member::{MemberError, MemberHandle};

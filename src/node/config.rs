@@ -75,14 +75,25 @@ impl ServerConfig {
             self.election_timeout.as_millis(),
             self.heartbeat.as_millis()
         );
-        ensure!(self.election_timeout <= Duration::from_secs(50), "--election-timeout[{}ms] is too long, and should be set less than 50000ms", self.election_timeout.as_millis());
-        ensure!(!self.listen_client.is_empty() && !self.listen_peer.is_empty(), "--listen-client-urls and --listen-peer-urls must not be empty");
+        ensure!(
+            self.election_timeout <= Duration::from_secs(50),
+            "--election-timeout[{}ms] is too long, and should be set less than 50000ms",
+            self.election_timeout.as_millis()
+        );
+        ensure!(
+            !self.listen_client.is_empty() && !self.listen_peer.is_empty(),
+            "--listen-client-urls and --listen-peer-urls must not be empty"
+        );
         if self.join_existing {
-            bail!("--initial-cluster-state existing is not supported yet: start the server alone, then run `brickraft peer probe` on a member");
+            bail!(
+                "--initial-cluster-state existing is not supported yet: start the server alone, then run `brickraft peer probe` on a member"
+            );
         }
         if !self.initial_cluster.is_empty() {
             let me = self.initial_cluster.iter().find(|m| m.name == self.name);
-            let me = me.with_context(|| format!("couldn't find local name {:?} in the initial cluster configuration (--initial-cluster)", self.name))?;
+            let me = me.with_context(|| {
+                format!("couldn't find local name {:?} in the initial cluster configuration (--initial-cluster)", self.name)
+            })?;
             if !self.advertise_peer_urls.is_empty() {
                 let (mut a, mut b) = (me.peer_urls.clone(), self.advertise_peer_urls.clone());
                 a.sort();

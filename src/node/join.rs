@@ -45,6 +45,8 @@ pub fn read(data_dir: &Path) -> Result<Option<JoinFile>> {
     match std::fs::read(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} cannot be read; if it is damaged, empty the data directory and probe the server again", path.display())),
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).with_context(|| {
+            format!("{} cannot be read; if it is damaged, empty the data directory and probe the server again", path.display())
+        }),
     }
 }

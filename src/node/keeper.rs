@@ -1,10 +1,10 @@
 //! What a server does all the time: renew its lease with the coordination store, and, where it leads, take the
 //! bricks of dead servers out of their groups.
 
+use super::admin::host_of_url;
 use super::bricks::Bricks;
 use super::cluster::{Change, Cluster, Expect};
 use super::config::{ServerConfig, port_of};
-use super::admin::host_of_url;
 use crate::records::{NodeRecord, node_key};
 use brickraft_engine::types::NodeId;
 use brickraft_fs::replica::controller::{Controller, ControllerConfig, ControllerInput};

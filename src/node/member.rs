@@ -4,7 +4,7 @@
 use super::config::{ServerConfig, is_wildcard, url_address};
 use super::join::{self, JoinFile};
 use anyhow::{Context, Result, anyhow, ensure};
-use brickraft_engine::io::DiskIo;
+use brickraft_engine::io::disk::DiskIo;
 use brickraft_engine::kv::Store;
 use brickraft_engine::kv::types::Command;
 use brickraft_engine::member::identity::{Identity, InitialMember, bootstrap, member_id};
@@ -65,7 +65,11 @@ pub fn run(config: &ServerConfig, clock: Clock, started: &SyncSender<Result<Star
     result
 }
 
-async fn open(config: &ServerConfig, clock: Clock, started: &SyncSender<Result<Started>>) -> Result<(impl Future<Output = Result<()>>, MemberHandle)> {
+async fn open(
+    config: &ServerConfig,
+    clock: Clock,
+    started: &SyncSender<Result<Started>>,
+) -> Result<(impl Future<Output = Result<()>>, MemberHandle)> {
     let plan = plan(config)?;
     let id = plan.identity.member_id;
     let cluster_id = plan.identity.cluster_id;
@@ -121,7 +125,8 @@ fn plan(config: &ServerConfig) -> Result<Plan> {
     let found = Identity::load(&dir)?;
     if let (true, Some(identity)) = (salted, &found) {
         // A cluster of one that has been here before; what it became since is in its log.
-        let membership = Membership { voters: BTreeMap::from([(identity.member_id, info(config, &members[0]))]), learners: BTreeMap::new() };
+        let membership =
+            Membership { voters: BTreeMap::from([(identity.member_id, info(config, &members[0]))]), learners: BTreeMap::new() };
         return Ok(Plan { identity: identity.clone(), addresses: addresses(&membership), start: Start::Founder(membership) });
     }
     let (cluster_id, membership) = if salted {
@@ -163,7 +168,11 @@ fn joined(config: &ServerConfig, file: &JoinFile) -> Result<Plan> {
 }
 
 fn lone(config: &ServerConfig) -> InitialMember {
-    let peer_urls = if config.advertise_peer_urls.is_empty() { config.listen_peer.iter().map(|a| format!("http://{a}")).collect() } else { config.advertise_peer_urls.clone() };
+    let peer_urls = if config.advertise_peer_urls.is_empty() {
+        config.listen_peer.iter().map(|a| format!("http://{a}")).collect()
+    } else {
+        config.advertise_peer_urls.clone()
+    };
     InitialMember { name: config.name.clone(), peer_urls }
 }
 

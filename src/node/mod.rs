@@ -15,8 +15,8 @@ pub use config::ServerConfig;
 
 use admin::Admin;
 use anyhow::{Context, Result, anyhow, bail};
-use bricks::Bricks;
 use brickraft_engine::member::{Clock, MemberHandle};
+use bricks::Bricks;
 use cluster::Cluster;
 use member::Started;
 use std::fs::File;
@@ -159,12 +159,20 @@ fn lock(data_dir: &Path) -> Result<File> {
     }
 }
 
-fn run_bricks(config: &ServerConfig, member: Started, started: &mpsc::SyncSender<Result<()>>, mut stop: watch::Receiver<bool>, ended: &mpsc::Sender<Ended>) -> Result<()> {
+fn run_bricks(
+    config: &ServerConfig,
+    member: Started,
+    started: &mpsc::SyncSender<Result<()>>,
+    mut stop: watch::Receiver<bool>,
+    ended: &mpsc::Sender<Ended>,
+) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the bricks' runtime")?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
         let address = &config.listen_brick;
-        let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address} for bricks and management (--listen-brick-addr)"))?;
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listen on {address} for bricks and management (--listen-brick-addr)"))?;
         let cluster = Cluster::follow(member.handle.clone());
         let bricks = Bricks::start(member.id, cluster.clone());
         let restart = Rc::new(Notify::new());

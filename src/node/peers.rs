@@ -19,7 +19,10 @@ const CATCH_UP: Duration = Duration::from_secs(40);
 impl Admin {
     /// Takes a lone server in: learner first, caught up, then voter.
     pub(super) async fn peer_probe(&self, host: &str) -> Result<Value> {
-        ensure!(!host.is_empty() && host.len() < 256 && !host.chars().any(|c| c.is_whitespace() || c.is_control()), "{host:?} is not a host name");
+        ensure!(
+            !host.is_empty() && host.len() < 256 && !host.chars().any(|c| c.is_whitespace() || c.is_control()),
+            "{host:?} is not a host name"
+        );
         let address = with_port(host);
         let host = address.rsplit_once(':').map_or(host, |(h, _)| h).to_owned();
         if let Err(e) = address.to_socket_addrs() {
@@ -33,7 +36,9 @@ impl Admin {
             return Ok(json!({ "note": "Probe on localhost not needed" }));
         }
         if them.cluster_id == self.cluster_id {
-            return Ok(json!({ "note": format!("Host {host} port {} already in peer list", address.rsplit_once(':').map_or("", |(_, p)| p)) }));
+            return Ok(
+                json!({ "note": format!("Host {host} port {} already in peer list", address.rsplit_once(':').map_or("", |(_, p)| p)) }),
+            );
         }
         ensure!(them.members <= 1, "{host} is already part of another cluster (of {} servers)", them.members);
         ensure!(them.empty, "{host} has volumes or keys of its own, which it would lose; empty its data directory first");
@@ -67,14 +72,22 @@ impl Admin {
             let info = MemberInfo {
                 name: self.config.name.clone(),
                 peer_urls: vec![format!("http://{here}:{}", who.0)],
-                client_urls: if self.config.advertise_client_urls.is_empty() { vec![format!("http://{here}:{}", who.1)] } else { self.config.advertise_client_urls.clone() },
+                client_urls: if self.config.advertise_client_urls.is_empty() {
+                    vec![format!("http://{here}:{}", who.1)]
+                } else {
+                    self.config.advertise_client_urls.clone()
+                },
             };
             member.conf_change(ConfChange::Update(self.node, info)).await.map_err(quorum)?;
         }
         let view = self.cluster.read().await?;
         let known = view.nodes.get(&self.node);
         if known.is_none_or(|n| n.address.starts_with("0.0.0.0") || n.address.starts_with("[::]")) {
-            let record = NodeRecord { id: self.node, host: here.to_owned(), address: format!("{here}:{}", super::config::port_of(&self.config.listen_brick)) };
+            let record = NodeRecord {
+                id: self.node,
+                host: here.to_owned(),
+                address: format!("{here}:{}", super::config::port_of(&self.config.listen_brick)),
+            };
             self.cluster.commit(&[], vec![Change::put(node_key(self.node), &record)]).await?;
         }
         Ok(())
@@ -88,11 +101,22 @@ impl Admin {
     async fn add_member(&self, host: &str, address: &str, them: &Whoami) -> Result<usize> {
         let member = self.cluster.member();
         let urls = |told: &[String], port: u16| if told.is_empty() { vec![format!("http://{host}:{port}")] } else { told.to_vec() };
-        let info = MemberInfo { name: host.to_owned(), peer_urls: urls(&them.peer_urls, them.peer_port), client_urls: urls(&them.client_urls, them.client_port) };
+        let info = MemberInfo {
+            name: host.to_owned(),
+            peer_urls: urls(&them.peer_urls, them.peer_port),
+            client_urls: urls(&them.client_urls, them.client_port),
+        };
         let id = NodeId(rand::random::<u64>().max(1));
         let membership = member.conf_change(ConfChange::AddLearner(id, info.clone())).await.map_err(quorum)?;
         let members = membership.ids().filter_map(|id| membership.info(id).map(|i| (id, i.peer_urls.clone()))).collect();
-        let join = JoinRequest { cluster_id: self.cluster_id, member_id: id, host: host.to_owned(), peer_urls: info.peer_urls, client_urls: info.client_urls, members };
+        let join = JoinRequest {
+            cluster_id: self.cluster_id,
+            member_id: id,
+            host: host.to_owned(),
+            peer_urls: info.peer_urls,
+            client_urls: info.client_urls,
+            members,
+        };
         let joined: Result<Value, _> = ask_async(address, &Ask::Join(join), PEER_ANSWER).await;
         if let Err(e) = joined {
             let _ = member.conf_change(ConfChange::Remove(id)).await;
@@ -110,7 +134,10 @@ impl Admin {
             match self.cluster.member().conf_change(ConfChange::Promote(id)).await {
                 Ok(membership) => return Ok(membership.voters.len()),
                 Err(MemberError::NotLearner) => return Ok(self.cluster.member().last_status().membership.voters.len()),
-                Err(e) if started.elapsed() > CATCH_UP => bail!("{host} has joined, but did not catch up in {} s, so it does not vote yet ({e}); it is tried again with the next `peer probe`", CATCH_UP.as_secs()),
+                Err(e) if started.elapsed() > CATCH_UP => bail!(
+                    "{host} has joined, but did not catch up in {} s, so it does not vote yet ({e}); it is tried again with the next `peer probe`",
+                    CATCH_UP.as_secs()
+                ),
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
@@ -120,10 +147,15 @@ impl Admin {
     pub(super) async fn peer_detach(&self, host: &str, force: bool) -> Result<Value> {
         let view = self.cluster.read().await?;
         let address = with_port(host);
-        let Some(node) = view.nodes.values().find(|n| n.host == host || n.address == address) else { bail!("{host} is not part of cluster") };
+        let Some(node) = view.nodes.values().find(|n| n.host == host || n.address == address) else {
+            bail!("{host} is not part of cluster")
+        };
         ensure!(node.id != self.node, "{host} is localhost; detach it from another server");
         if let Some(brick) = view.bricks.values().find(|b| b.node == node.id) {
-            bail!("Peer {host} hosts one or more bricks of volume {}. If the peer is in not recoverable state then use `volume delete` first", brick.volume);
+            bail!(
+                "Peer {host} hosts one or more bricks of volume {}. If the peer is in not recoverable state then use `volume delete` first",
+                brick.volume
+            );
         }
         let membership = self.cluster.member().members(true).await.map_err(quorum)?;
         if membership.voters.len() == 2 && membership.is_voter(node.id) && !force {
@@ -157,7 +189,13 @@ impl Admin {
                 None => true,
                 Some(ask) => ask.await.unwrap_or(false),
             };
-            peers.push(PeerStatus { local: node.id == self.node, connected, voter: status.membership.is_voter(node.id), leader: status.leader == Some(node.id), node });
+            peers.push(PeerStatus {
+                local: node.id == self.node,
+                connected,
+                voter: status.membership.is_voter(node.id),
+                leader: status.leader == Some(node.id),
+                node,
+            });
         }
         Ok(peers)
     }

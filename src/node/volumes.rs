@@ -19,7 +19,10 @@ const REPLICA_MAX: usize = 16;
 fn check_name(name: &str) -> Result<()> {
     ensure!(!name.is_empty(), "volume name must not be empty");
     ensure!(name.len() <= NAME_BYTES_MAX, "Volume name exceeds {NAME_BYTES_MAX} characters");
-    ensure!(name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'), "Volume name should not contain \"{name}\": only letters, digits, - and _");
+    ensure!(
+        name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'),
+        "Volume name should not contain \"{name}\": only letters, digits, - and _"
+    );
     ensure!(!name.starts_with('-') && name != "all", "Volume name should not be \"{name}\"");
     Ok(())
 }
@@ -61,8 +64,16 @@ impl Admin {
         check_name(name)?;
         ensure!(!bricks.is_empty(), "volume create: {name}: no bricks named");
         ensure!((1..=REPLICA_MAX).contains(&replica), "replica count should be from 1 to {REPLICA_MAX}");
-        ensure!(bricks.len().is_multiple_of(replica), "number of bricks is not a multiple of replica count ({} bricks, replica {replica})", bricks.len());
-        ensure!(bricks.len() == replica, "a volume of more than one replica group ({} bricks, replica {replica}) is not supported yet", bricks.len());
+        ensure!(
+            bricks.len().is_multiple_of(replica),
+            "number of bricks is not a multiple of replica count ({} bricks, replica {replica})",
+            bricks.len()
+        );
+        ensure!(
+            bricks.len() == replica,
+            "a volume of more than one replica group ({} bricks, replica {replica}) is not supported yet",
+            bricks.len()
+        );
         let view = self.cluster.read().await?;
         ensure!(!view.volumes.contains_key(name), "Volume {name} already exists");
         let volume_id = format!("{:032x}", rand::random::<u128>());
@@ -122,7 +133,15 @@ impl Admin {
             if let Some(used) = view.bricks.values().find(|b| b.node == node && b.path == path) {
                 bail!("{brick} is already part of a volume ({})", used.volume);
             }
-            records.push(BrickRecord { id: rand::random::<u64>().max(1), volume: name.to_owned(), group: 0, node, host: host.to_owned(), path, on_root: false });
+            records.push(BrickRecord {
+                id: rand::random::<u64>().max(1),
+                volume: name.to_owned(),
+                group: 0,
+                node,
+                host: host.to_owned(),
+                path,
+                on_root: false,
+            });
         }
         Ok(records)
     }
@@ -148,7 +167,11 @@ impl Admin {
             changed.status = to;
             let (_, group_revision) = view.groups.get(&group_key(name, 0)).context("the volume has no group")?;
             // The group's key stands for the volume: it cannot have been deleted and made anew in between.
-            if self.cluster.commit(&[Expect::At(group_key(name, 0), *group_revision)], vec![Change::put(volume_key(name), &changed)]).await? {
+            if self
+                .cluster
+                .commit(&[Expect::At(group_key(name, 0), *group_revision)], vec![Change::put(volume_key(name), &changed)])
+                .await?
+            {
                 return Ok(());
             }
         }
@@ -223,7 +246,15 @@ impl Admin {
                     let online = here.is_some_and(|b| b.error.is_none());
                     let state = brick_state(&config, name.id, online);
                     let error = here.and_then(|b| b.error.clone());
-                    bricks.push(BrickStatus { name: name.name, id: name.id, online, state: state.into(), pid: here.map(|b| b.pid).filter(|_| online), port: here.map(|b| b.port).filter(|_| online), error });
+                    bricks.push(BrickStatus {
+                        name: name.name,
+                        id: name.id,
+                        online,
+                        state: state.into(),
+                        pid: here.map(|b| b.pid).filter(|_| online),
+                        port: here.map(|b| b.port).filter(|_| online),
+                        error,
+                    });
                 }
             }
             VolumeStatusReport { epochs: (0..v.groups.len()).map(|g| config(g).epoch).collect(), name: v.name.clone(), bricks }
@@ -240,7 +271,11 @@ impl Admin {
             let (config, _) = view.groups.get(&group_key(name, g)).context("the volume has no group")?;
             let brick = view.bricks.get(&config.primary).context("the group's primary is not known")?;
             let ask = Ask::BrickAdmin { brick: brick.id, request };
-            groups.push(self.ask_node(&view, brick.node, ask, PEER_ANSWER).await.with_context(|| format!("{}:{} (primary)", brick.host, brick.path))?);
+            groups.push(
+                self.ask_node(&view, brick.node, ask, PEER_ANSWER)
+                    .await
+                    .with_context(|| format!("{}:{} (primary)", brick.host, brick.path))?,
+            );
         }
         Ok(HealReport { name: name.to_owned(), bricks: brick_names(&view, volume.groups.iter().flatten().copied()), groups })
     }

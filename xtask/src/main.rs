@@ -53,10 +53,18 @@ fn setup() -> Result<()> {
         let line = format!("apt-get update && apt-get install -y --no-install-recommends {}", missing.join(" "));
         ensure!(root, "these tests need Debian packages; run: sudo sh -c '{line}'");
         eprintln!("xtask: {line}");
-        let status = Command::new("sh").args(["-c", &line]).env("DEBIAN_FRONTEND", "noninteractive").stdout(std::process::Stdio::null()).status().context("run apt-get")?;
+        let status = Command::new("sh")
+            .args(["-c", &line])
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdout(std::process::Stdio::null())
+            .status()
+            .context("run apt-get")?;
         ensure!(status.success(), "apt-get failed ({status}); the line was: {line}");
     }
-    ensure!(root, "the tests mount file systems and make network namespaces, so they need root; run: sudo -E env PATH=\"$PATH\" cargo xtask test");
+    ensure!(
+        root,
+        "the tests mount file systems and make network namespaces, so they need root; run: sudo -E env PATH=\"$PATH\" cargo xtask test"
+    );
     if !Path::new("/dev/fuse").exists() {
         let made = Command::new("mknod").args(["/dev/fuse", "c", "10", "229"]).status().context("make /dev/fuse")?;
         ensure!(made.success(), "/dev/fuse is missing and cannot be made");
@@ -71,7 +79,8 @@ fn test(filters: &[String]) -> Result<()> {
     // The daemons under test are built once, optimised: the whole-system tests time out and copy for real.
     let built = Command::new(&cargo).args(["build", "--release", "--package", "brickraft"]).status().context("build the daemons")?;
     ensure!(built.success(), "the daemons do not build");
-    let status = Command::new(&cargo).args(["test", "--workspace", "--no-fail-fast", "--"]).args(filters).status().context("run cargo test")?;
+    let status =
+        Command::new(&cargo).args(["test", "--workspace", "--no-fail-fast", "--"]).args(filters).status().context("run cargo test")?;
     if !status.success() {
         bail!("tests failed");
     }

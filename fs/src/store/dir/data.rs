@@ -276,3 +276,9 @@ impl DirStore {
         Ok(sys::attr(gfid, &at.stat()?))
     }
 }
+
+impl std::os::fd::AsFd for DataPath {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+}

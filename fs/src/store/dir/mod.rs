@@ -191,3 +191,10 @@ impl BrickStore for DirStore {
         self.list_orphans()
     }
 }
+
+/// The descriptor of the brick's ring: readable when [`BrickStore::reap`] has something.
+impl std::os::fd::AsFd for DirStore {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.data.as_fd()
+    }
+}
