@@ -3,11 +3,11 @@
 use super::calls::{
     CALL_BYTES_MAX, CHUNK_BYTES, ENTRIES_MAX, HealCall, HealResult, HealReturn, OBJECTS_MAX, ObjectInfo, SUM_BYTES_MAX,
 };
-use super::scrub::signature;
+use super::scrub::{chunk_sum, signature};
 use super::store::HealStore;
 use crate::fop::{Errno, FileKind, Gfid};
 use bytes::Bytes;
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use xxhash_rust::xxh3::Xxh3;
 
 /// Most calls in one batch.
 pub const BATCH_CALLS_MAX: usize = 64;
@@ -171,7 +171,10 @@ fn sums<S: HealStore + ?Sized>(store: &mut S, gfid: Gfid, offset: u64, end: u64)
             return Ok(HealReturn::Sums { chunks, next: Some(at) });
         }
         let data = store.heal_read(gfid, at, CHUNK_BYTES as usize)?;
-        chunks.push((chunk, xxh3_128(&data)));
+        // Zeros are as good as a hole: only what they read as counts.
+        if let Some(sum) = chunk_sum(&data) {
+            chunks.push((chunk, sum));
+        }
         read += CHUNK_BYTES;
         at += CHUNK_BYTES;
     }

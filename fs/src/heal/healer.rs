@@ -2,14 +2,12 @@
 
 use super::calls::{HealCall, HealResult};
 use super::cx::Cx;
-use super::wire::{Side, Wire};
+use super::task::Task;
+use super::wire::Wire;
 use crate::fop::{Bucket, Errno, Gfid};
 use brickraft_engine::types::Time;
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// Which brick is right.
@@ -27,15 +25,24 @@ pub enum Direction {
 pub struct HealItem {
     /// Of a directory: its names, and the objects behind them where the target lacks them.
     pub names: bool,
+    /// Of a directory: only add names that the target lacks, take none away, and leave its attributes. For damage where
+    /// nothing says which side is right: push and pull one after the other make the union.
+    pub merge: bool,
     /// Of a file: ranges of data, as (start, end), sorted and apart. Size and holes are made equal with them.
     pub data: Vec<(u64, u64)>,
 }
 
 impl HealItem {
+    /// A directory's missing names, both ways (see `merge`).
+    #[must_use]
+    pub const fn union() -> Self {
+        Self { names: true, merge: true, data: Vec::new() }
+    }
+
     /// Everything of an object.
     #[must_use]
     pub fn whole() -> Self {
-        Self { names: true, data: vec![(0, u64::MAX)] }
+        Self { names: true, merge: false, data: vec![(0, u64::MAX)] }
     }
 }
 
@@ -112,15 +119,10 @@ pub enum Step {
 
 /// One heal of one brick from another. Drop it to cancel; what it did so far is never wrong.
 pub struct Healer {
-    wire: Wire,
-    work: Option<Pin<Box<dyn Future<Output = Result<(), Errno>> + Send>>>,
-    outcome: Option<Result<(), Errno>>,
+    task: Task,
     counts: Arc<Mutex<Progress>>,
     started: Option<Time>,
 }
-
-/// Most local calls in one [`Healer::step`].
-const STEP_CALLS_MAX: usize = 16;
 
 impl Healer {
     /// A heal that has not begun.
@@ -128,52 +130,30 @@ impl Healer {
     pub fn new(direction: Direction, plan: HealPlan) -> Self {
         let (wire, counts) = (Wire::default(), Arc::new(Mutex::new(Progress::default())));
         let work = super::work::run(Cx::new(wire.clone(), direction, plan, counts.clone()));
-        Self { wire, work: Some(Box::pin(work)), outcome: None, counts, started: None }
+        Self { task: Task::new(wire, work), counts, started: None }
     }
 
     /// Goes on as far as a slice of work goes. `local` executes a call on the local brick's store: `|c| execute(store, c)`.
     pub fn step(&mut self, now: Time, local: &mut dyn FnMut(&HealCall) -> HealResult) -> Step {
         self.started.get_or_insert(now);
-        self.run();
-        for _ in 0..STEP_CALLS_MAX {
-            let Some((id, call)) = self.wire.pop(Side::Local) else { break };
-            self.wire.put_return(id, local(&call));
-            self.run();
-        }
-        match (&self.outcome, self.wire.has_local()) {
-            (Some(_), _) => Step::Finished,
-            (None, true) => Step::More,
-            (None, false) => Step::Waiting,
-        }
-    }
-
-    fn run(&mut self) {
-        while let Some(work) = &mut self.work {
-            self.wire.take_progress();
-            if let Poll::Ready(outcome) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                self.outcome = Some(outcome);
-                self.work = None;
-            } else if !self.wire.take_progress() {
-                return;
-            }
-        }
+        self.task.step(local)
     }
 
     /// The next call that is to go to the other brick, with an id that its answer must come back under.
     #[must_use]
     pub fn poll_call(&mut self) -> Option<(u64, HealCall)> {
-        self.wire.pop(Side::Remote)
+        self.task.poll_call()
     }
 
     /// The other brick's answer. Step afterwards. When the connection is lost, drop the healer and start another.
     pub fn on_return(&mut self, id: u64, result: HealResult) {
-        self.wire.put_return(id, result);
+        self.task.on_return(id, result);
     }
 
     /// How it ended, once it did. An error is one that the caller must deal with (`EIO`, `ENOSPC` of a brick).
     #[must_use]
     pub const fn finished(&self) -> Option<Result<(), Errno>> {
-        self.outcome
+        self.task.finished()
     }
 
     /// How far it is.

@@ -5,12 +5,14 @@
 //! the hasher, which is an edge.
 
 mod calls;
+mod changes;
 mod cx;
 mod execute;
 mod healer;
 mod object;
 pub mod scrub;
 mod store;
+mod task;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -21,6 +23,7 @@ pub use calls::{
     CALL_BYTES_MAX, CHUNK_BYTES, ENTRIES_MAX, ExactAttr, HealCall, HealResult, HealReturn, NameEntry, OBJECTS_MAX,
     ObjectInfo, Place, STRANGER, SUM_BYTES_MAX, Signature,
 };
+pub use changes::{ChangeLimits, ChangeSet};
 pub use execute::{BATCH_CALLS_MAX, execute, xattr_sum};
 pub use healer::{heal_objects, Direction, HealItem, HealPlan, Healer, Progress, Step};
 pub use store::HealStore;

@@ -94,7 +94,7 @@ async fn out_of_the_way(cx: &Cx, parent: Gfid, found: &NameEntry) -> Result<(), 
     Ok(())
 }
 
-async fn entries(cx: &Cx, side: Side, dir: Gfid) -> Result<BTreeMap<Bytes, NameEntry>, Errno> {
+pub(super) async fn entries(cx: &Cx, side: Side, dir: Gfid) -> Result<BTreeMap<Bytes, NameEntry>, Errno> {
     let (mut all, mut cookie) = (BTreeMap::new(), 0);
     loop {
         let call = HealCall::Entries { dir, cookie, max: ENTRIES_MAX as u32 };
@@ -110,8 +110,8 @@ async fn entries(cx: &Cx, side: Side, dir: Gfid) -> Result<BTreeMap<Bytes, NameE
     }
 }
 
-/// Makes the names of a directory equal: first takes away, then adds.
-pub(super) async fn heal_entries(cx: &Cx, dir: Gfid) -> Result<(), Errno> {
+/// Makes the names of a directory equal: first takes away, then adds. `merge`: only adds.
+pub(super) async fn heal_entries(cx: &Cx, dir: Gfid, merge: bool) -> Result<(), Errno> {
     let wanted = entries(cx, cx.source, dir).await?;
     let found = entries(cx, cx.target, dir).await?;
     let mut changed = false;
@@ -120,6 +120,7 @@ pub(super) async fn heal_entries(cx: &Cx, dir: Gfid) -> Result<(), Errno> {
             Some(s) if s == t && t.gfid != STRANGER => continue,
             // The source itself is damaged there: nothing to learn from it.
             Some(s) if s.gfid == STRANGER => cx.tolerate(Err(Errno::ESTALE))?,
+            _ if merge => {}
             _ => {
                 changed = true;
                 cx.tolerate(take_away(cx, dir, t).await)?;
@@ -128,7 +129,8 @@ pub(super) async fn heal_entries(cx: &Cx, dir: Gfid) -> Result<(), Errno> {
     }
     let mut links = Window::new(LINKS_MAX);
     for (name, s) in &wanted {
-        if s.gfid == STRANGER || found.get(name) == Some(s) {
+        let taken = merge && found.get(name).is_some_and(|t| t.gfid != STRANGER);
+        if s.gfid == STRANGER || taken || found.get(name) == Some(s) {
             continue;
         }
         changed = true;

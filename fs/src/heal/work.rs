@@ -106,7 +106,7 @@ async fn finish_dirs(cx: &Cx) -> Result<(), Errno> {
 type Listed = (Gfid, Option<ObjectInfo>);
 
 /// A bucket's objects on one side, page by page.
-struct Lister<'a> {
+pub(super) struct Lister<'a> {
     cx: &'a Cx,
     side: Side,
     bucket: Bucket,
@@ -116,11 +116,11 @@ struct Lister<'a> {
 }
 
 impl<'a> Lister<'a> {
-    const fn new(cx: &'a Cx, side: Side, bucket: Bucket) -> Self {
+    pub const fn new(cx: &'a Cx, side: Side, bucket: Bucket) -> Self {
         Self { cx, side, bucket, page: VecDeque::new(), after: None, end: false }
     }
 
-    async fn peek(&mut self) -> Result<Option<Gfid>, Errno> {
+    pub async fn peek(&mut self) -> Result<Option<Gfid>, Errno> {
         while self.page.is_empty() && !self.end {
             let call = HealCall::Objects { bucket: self.bucket, after: self.after, max: OBJECTS_MAX as u32 };
             let (objects, after) = wire::objects(self.cx.wire.call(self.side, call).await?)?;
@@ -134,7 +134,7 @@ impl<'a> Lister<'a> {
     }
 
     /// The info of `gfid` if it comes next.
-    fn take(&mut self, gfid: Gfid) -> Option<Option<ObjectInfo>> {
+    pub fn take(&mut self, gfid: Gfid) -> Option<Option<ObjectInfo>> {
         (self.page.front()?.0 == gfid).then(|| self.page.pop_front().and_then(|(_, info)| info))
     }
 }
@@ -232,7 +232,10 @@ async fn heal_dir(cx: &Cx, source: &ObjectInfo, target: Option<&ObjectInfo>, ite
         return Err(Errno::ENOENT);
     }
     if item.names || target.is_none() {
-        heal_entries(cx, gfid).await?;
+        heal_entries(cx, gfid, item.merge && target.is_some()).await?;
+    }
+    if item.merge && target.is_some() {
+        return Ok(());
     }
     finish_object(cx, source, target, false).await
 }
@@ -240,6 +243,8 @@ async fn heal_dir(cx: &Cx, source: &ObjectInfo, target: Option<&ObjectInfo>, ite
 /// Of items given more than once, everything that any of them names.
 pub(super) fn merge_items(into: &mut BTreeMap<Gfid, HealItem>, gfid: Gfid, item: HealItem) {
     let known = into.entry(gfid).or_default();
+    // A merge is less than the whole.
+    known.merge = (known.merge || !known.names) && (item.merge || !item.names) && (known.merge || item.merge);
     known.names |= item.names;
     known.data.extend(item.data);
     known.data.sort_unstable();

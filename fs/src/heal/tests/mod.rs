@@ -1,6 +1,8 @@
 //! Heals between two models: random trees, moved directories, interruptions, changes meanwhile.
 
 mod model;
+mod rounds;
+mod scrubs;
 mod world;
 
 use super::*;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 pub const PAGE: u64 = 4096;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Obj {
     pub kind: FileKind,
     pub mode: u32,
@@ -21,6 +21,14 @@ pub struct Obj {
     pub place: Option<Place>,
     pub entries: BTreeMap<Bytes, Gfid>,
     pub signature: Option<Bytes>,
+}
+
+impl std::fmt::Debug for Obj {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let pages: Vec<_> = self.pages.iter().map(|(n, p)| format!("{n}:{:x}", xxhash_rust::xxh3::xxh3_64(p))).collect();
+        let Self { kind, mode, mtime, size, xattrs, place, entries, signature, .. } = self;
+        write!(f, "{kind:?} {mode:o} {mtime:?} {size} {xattrs:?} {pages:?} {place:?} {entries:?} {signature:?}")
+    }
 }
 
 impl Obj {
@@ -42,7 +50,7 @@ impl Obj {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone)]
 pub struct Model {
     pub objs: BTreeMap<Gfid, Obj>,
     pub written: u64,
@@ -111,7 +119,10 @@ impl Model {
 
     /// What must be equal after a heal: everything but the model's own counters.
     pub fn picture(&self) -> BTreeMap<Gfid, Obj> {
-        self.objs.clone()
+        let mut objs = self.objs.clone();
+        // A page of zeros is as good as a hole.
+        objs.values_mut().for_each(|o| o.pages.retain(|_, p| p.iter().any(|b| *b != 0)));
+        objs
     }
 
     pub fn fsck(&self) {
