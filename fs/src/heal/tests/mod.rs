@@ -1,5 +1,6 @@
 //! Heals between two models: random trees, moved directories, interruptions, changes meanwhile.
 
+mod format;
 mod model;
 mod rounds;
 mod scrubs;
