@@ -128,7 +128,8 @@ impl DirStore {
             sys::unlink(&self.handles.private, &path)?;
             self.handles.forget(node.gfid);
         }
-        if self.handles.places(node.gfid).is_ok() && self.handles.dir(node.gfid).is_ok() {
+        let orphan = self.has_orphans && sys::stat_opt(&self.handles.private, &super::handles::orphan_path(node.gfid))?.is_some();
+        if orphan || (self.handles.places(node.gfid).is_ok() && self.handles.dir(node.gfid).is_ok()) {
             return Err(Errno::EEXIST);
         }
         let mut file = None;
