@@ -256,4 +256,22 @@ mod tests {
         file.set_len(100).unwrap();
         assert_eq!(Bitmap::open(&private, dir.path()).unwrap().set(), &BucketSet::full());
     }
+
+    #[test]
+    fn format_md_says_what_the_code_does() {
+        let page = include_str!("../../../../FORMAT.md");
+        let bitmap = SECTOR_BYTES * (1 + SECTORS);
+        for fact in [
+            format!("### Identity: `brick`, {META_BYTES} bytes"),
+            format!("magic `{}`", String::from_utf8_lossy(&META_MAGIC)),
+            format!("version = {META_VERSION}"),
+            format!("| {META_CRC_AT} | 4 | CRC-32"),
+            format!("### Bitmap: `dirty`, {},{} bytes", bitmap / 1000, bitmap % 1000),
+            format!("magic `{}`", String::from_utf8_lossy(&DIRTY_MAGIC)),
+            format!("Then {SECTORS} sectors of {} bytes of bits", SECTOR_BYTES - 4),
+            format!("from n * {SECTOR_BITS} on"),
+        ] {
+            assert!(page.contains(&fact), "FORMAT.md lacks {fact:?}");
+        }
+    }
 }
