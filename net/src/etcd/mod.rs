@@ -5,6 +5,7 @@
 //! serves any client. Only the user key space is reachable from here.
 
 mod auth;
+mod authority;
 mod check;
 mod cluster;
 mod concurrency;

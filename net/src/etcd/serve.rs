@@ -7,6 +7,7 @@ use super::pb::etcdserverpb::{
 use super::pb::health::health_server::HealthServer;
 use super::pb::v3electionpb::election_server::ElectionServer;
 use super::pb::v3lockpb::lock_server::LockServer;
+use super::authority::ClientStream;
 use super::{Api, Settings};
 use brickraft_engine::member::MemberHandle;
 use std::convert::Infallible;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_stream::StreamExt as _;
 use tonic::codegen::{Service, http};
 use tonic::service::{AxumBody, Routes};
 use tonic::transport::Server;
@@ -58,7 +60,7 @@ pub async fn serve_with(
 ) -> Result<(), ServeError> {
     let (closing, closing_rx) = watch::channel(false);
     let api = Api::new(handle, settings, closing_rx);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).map(|stream| stream.map(ClientStream::new));
     let told = async {
         shutdown.await;
         closing.send_replace(true);

@@ -1,1 +1,0 @@
-//! The services against a real member.
