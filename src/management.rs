@@ -174,6 +174,8 @@ pub struct VolumeInfo {
 pub struct RunningBrick {
     /// The brick.
     pub id: BrickId,
+    /// The incarnation that it runs under; 0 when it does not run.
+    pub incarnation: u64,
     /// Why it does not run, when it should.
     pub error: Option<String>,
     /// The server's process.

@@ -4,7 +4,7 @@ use super::bricks::{Bricks, on_root_file_system};
 use super::cluster::Cluster;
 use super::config::{ServerConfig, is_wildcard, port_of, url_address};
 use super::join::{self, JoinFile};
-use crate::management::{Ask, Whoami, ask_async};
+use crate::management::{Ask, RunningBrick, Whoami, ask_async};
 use crate::records::ClusterView;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use brickraft_engine::kv::types::Keyspace;
@@ -81,12 +81,14 @@ impl Admin {
             Ask::BrickAdmin { brick, request } => value(self.bricks.admin(brick, request).await.context("the brick does not run here")?),
             Ask::BrickStatus => {
                 let port = port_of(&self.config.listen_brick);
-                let bricks = self.bricks.status().into_iter();
-                value(
-                    bricks
-                        .map(|(id, error)| crate::management::RunningBrick { id, error, pid: std::process::id(), port })
-                        .collect::<Vec<_>>(),
-                )
+                let bricks = self.bricks.status().into_iter().map(|(id, state)| RunningBrick {
+                    id,
+                    incarnation: *state.as_ref().unwrap_or(&0),
+                    error: state.err(),
+                    pid: std::process::id(),
+                    port,
+                });
+                value(bricks.collect::<Vec<_>>())
             }
         }
     }

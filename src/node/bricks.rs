@@ -394,11 +394,12 @@ impl Bricks {
         rx.await.ok()
     }
 
-    /// The bricks of this server that should run, with what keeps the others from it.
-    pub fn status(&self) -> Vec<(BrickId, Option<String>)> {
+    /// The bricks of this server that should run, each with its incarnation or what keeps it from running.
+    pub fn status(&self) -> Vec<(BrickId, Result<u64, String>)> {
         let running = self.running.borrow();
         let failed = self.failed.borrow();
-        running.keys().map(|&id| (id, None)).chain(failed.iter().map(|(&id, (why, _))| (id, Some(why.clone())))).collect()
+        let good = running.values().map(|b| (b.id, Ok(b.core.borrow().incarnation())));
+        good.chain(failed.iter().map(|(&id, (why, _))| (id, Err(why.clone())))).collect()
     }
 
     /// Takes every brick out of its group, so that clients go on elsewhere at once, and closes it.

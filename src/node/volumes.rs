@@ -244,7 +244,7 @@ impl Admin {
                 for name in brick_names(&view, ids.iter().copied()) {
                     let here = running.get(&name.id);
                     let online = here.is_some_and(|b| b.error.is_none());
-                    let state = brick_state(&config, name.id, online);
+                    let state = brick_state(&config, name.id, here.map(|b| b.incarnation));
                     let error = here.and_then(|b| b.error.clone());
                     bricks.push(BrickStatus {
                         name: name.name,
@@ -302,12 +302,18 @@ impl Admin {
     }
 }
 
-fn brick_state(config: &GroupConfig, brick: BrickId, online: bool) -> &'static str {
-    match (config.primary == brick, config.in_sync.contains(&brick), online) {
-        (true, _, _) => "primary",
+/// `running` is the incarnation under which the brick runs, if it does: one that the group does not know is not in
+/// sync, whatever its predecessor was.
+fn brick_state(config: &GroupConfig, brick: BrickId, running: Option<u64>) -> &'static str {
+    let in_sync = match running {
+        Some(incarnation) => config.holds(brick, incarnation),
+        None => config.in_sync.contains(&brick),
+    };
+    match (config.primary == brick, in_sync, running.is_some()) {
+        (true, true, _) => "primary",
         (false, true, _) => "in sync",
-        (false, false, true) => "healing",
-        (false, false, false) => "out of sync",
+        (_, false, true) => "healing",
+        (_, false, false) => "out of sync",
     }
 }
 

@@ -1,0 +1,4 @@
+//! See ARCHITECTURE.md, "Tests".
+
+#[path = "../support/mod.rs"]
+mod support;
