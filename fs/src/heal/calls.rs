@@ -146,21 +146,35 @@ pub enum HealCall {
 pub enum HealReturn {
     Done,
     /// `None`: the index names it, but it is not there. `after`: where to go on; `None` at the bucket's end.
-    Objects { objects: Vec<(Gfid, Option<ObjectInfo>)>, after: Option<Gfid> },
+    Objects {
+        objects: Vec<(Gfid, Option<ObjectInfo>)>,
+        after: Option<Gfid>,
+    },
     Stats(Vec<Option<ObjectInfo>>),
     /// `next`: the cookie to go on with; 0 at the end.
-    Entries { entries: Vec<NameEntry>, next: u64 },
+    Entries {
+        entries: Vec<NameEntry>,
+        next: u64,
+    },
     Entry(Option<NameEntry>),
     Xattrs(Vec<(Bytes, Bytes)>),
     /// Pairs of chunk number and xxh3-128; a chunk left out is a hole. `next`: where to go on; `None` at the end.
-    Sums { chunks: Vec<(u64, u128)>, next: Option<u64> },
-    Data { extents: Vec<(u64, Bytes)> },
+    Sums {
+        chunks: Vec<(u64, u128)>,
+        next: Option<u64>,
+    },
+    Data {
+        extents: Vec<(u64, Bytes)>,
+    },
     Gfids(Vec<Gfid>),
     /// Where a directory stood before; `None`: it was not there.
     Moved(Option<Place>),
     Signature(Option<Signature>),
     /// One for each that succeeded, and the error where one failed.
-    Batch { returns: Vec<HealReturn>, failed: Option<Errno> },
+    Batch {
+        returns: Vec<HealReturn>,
+        failed: Option<Errno>,
+    },
 }
 
 /// What a brick answers to a call.

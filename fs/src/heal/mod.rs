@@ -20,11 +20,11 @@ mod wire;
 mod work;
 
 pub use calls::{
-    CALL_BYTES_MAX, CHUNK_BYTES, ENTRIES_MAX, ExactAttr, HealCall, HealResult, HealReturn, NameEntry, OBJECTS_MAX,
-    ObjectInfo, Place, STRANGER, SUM_BYTES_MAX, Signature,
+    CALL_BYTES_MAX, CHUNK_BYTES, ENTRIES_MAX, ExactAttr, HealCall, HealResult, HealReturn, NameEntry, OBJECTS_MAX, ObjectInfo,
+    Place, STRANGER, SUM_BYTES_MAX, Signature,
 };
 pub use changes::{ChangeLimits, ChangeSet};
 pub use execute::{BATCH_CALLS_MAX, execute, xattr_sum};
-pub use healer::{heal_objects, Direction, HealItem, HealPlan, Healer, Progress, Step};
+pub use healer::{Direction, HealItem, HealPlan, Healer, Progress, Step, heal_objects};
 pub use store::HealStore;
 pub use wire::{Side, WINDOW_MAX};

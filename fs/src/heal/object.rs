@@ -104,11 +104,8 @@ pub(super) async fn finish_object(
 
 async fn heal_xattrs(cx: &Cx, gfid: Gfid, compare: bool) -> Result<bool, Errno> {
     let wanted: BTreeMap<Bytes, Bytes> = wire::xattrs(cx.ask(HealCall::Xattrs { gfid }).await?)?.into_iter().collect();
-    let found: BTreeMap<Bytes, Bytes> = if compare {
-        wire::xattrs(cx.tell(HealCall::Xattrs { gfid }).await?)?.into_iter().collect()
-    } else {
-        BTreeMap::new()
-    };
+    let found: BTreeMap<Bytes, Bytes> =
+        if compare { wire::xattrs(cx.tell(HealCall::Xattrs { gfid }).await?)?.into_iter().collect() } else { BTreeMap::new() };
     let removed = found.keys().filter(|n| !wanted.contains_key(*n)).map(|n| (n.clone(), None));
     let set = wanted.iter().filter(|(n, v)| found.get(*n) != Some(v)).map(|(n, v)| (n.clone(), Some(v.clone())));
     let calls: Vec<_> = removed.chain(set).map(|(name, value)| HealCall::SetXattr { gfid, name, value }).collect();
@@ -129,11 +126,8 @@ async fn heal_data(cx: &Cx, gfid: Gfid, start: u64, end: u64, fresh: bool) -> Re
     while at < end {
         let (wanted, source_next) = wire::sums(cx.ask(HealCall::Sums { gfid, offset: at, end }).await?)?;
         let until = source_next.unwrap_or(end);
-        let (found, target_next) = if fresh {
-            (Vec::new(), None)
-        } else {
-            wire::sums(cx.tell(HealCall::Sums { gfid, offset: at, end: until }).await?)?
-        };
+        let (found, target_next) =
+            if fresh { (Vec::new(), None) } else { wire::sums(cx.tell(HealCall::Sums { gfid, offset: at, end: until }).await?)? };
         let next = until.min(target_next.unwrap_or(end));
         if next <= at {
             return Err(wire::PROTOCOL);

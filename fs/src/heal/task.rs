@@ -11,9 +11,11 @@ use std::task::{Context, Poll, Waker};
 /// Most local calls in one step.
 const STEP_CALLS_MAX: usize = 16;
 
+type Work = Pin<Box<dyn Future<Output = Result<(), Errno>> + Send>>;
+
 pub(super) struct Task {
     wire: Wire,
-    work: Option<Pin<Box<dyn Future<Output = Result<(), Errno>> + Send>>>,
+    work: Option<Work>,
     outcome: Option<Result<(), Errno>>,
 }
 

@@ -171,8 +171,7 @@ async fn link(cx: &Cx, parent: Gfid, name: &Bytes, gfid: Gfid) -> Result<(), Err
                 if cx.stat(cx.target, parent).await?.is_none() {
                     return Err(Errno::ENOENT);
                 }
-                let make =
-                    HealCall::Make { gfid, kind: source.attr.kind, rdev: source.attr.rdev, target: source.target.clone() };
+                let make = HealCall::Make { gfid, kind: source.attr.kind, rdev: source.attr.rdev, target: source.target.clone() };
                 wire::done(cx.tell(make).await?)?;
                 // One that the plan has passed already appeared since: the change set knows it. One that it has not
                 // reached yet is filled in its turn.

@@ -11,7 +11,7 @@ use crate::fop::{Bucket, Errno, FileKind, Gfid};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Buckets, or groups of single objects, under way.
-const UNITS_MAX: usize = 8;
+const UNITS_MAX: usize = 16;
 /// Objects of one unit under way.
 const OBJECTS_IN_FLIGHT_MAX: usize = 8;
 /// Single objects in one unit.
@@ -49,10 +49,8 @@ async fn settle(cx: &Cx) -> Result<(), Errno> {
     for _ in 0..ROUNDS_MAX {
         let extra = std::mem::take(&mut cx.state().extra);
         if !extra.is_empty() {
-            let items: Vec<_> = extra
-                .into_iter()
-                .map(|(g, whole)| (g, if whole { HealItem::whole() } else { HealItem::default() }))
-                .collect();
+            let items: Vec<_> =
+                extra.into_iter().map(|(g, whole)| (g, if whole { HealItem::whole() } else { HealItem::default() })).collect();
             for part in items.chunks(ITEMS_MAX) {
                 heal_items(cx, part.to_vec(), false).await?;
             }

@@ -82,7 +82,8 @@ impl ScrubReport {
                 Verdict::Remote(r) => (&mut pull, r),
                 Verdict::Same | Verdict::Undecidable(_) => continue,
             };
-            let item = if f.difference == Difference::Name && reason == Reason::Present { HealItem::union() } else { HealItem::whole() };
+            let item =
+                if f.difference == Difference::Name && reason == Reason::Present { HealItem::union() } else { HealItem::whole() };
             merge_items(into, f.gfid, item);
         }
         [(Direction::Push, push), (Direction::Pull, pull)]

@@ -4,6 +4,7 @@ mod format;
 mod model;
 mod rounds;
 mod scrubs;
+mod stores;
 mod world;
 
 use super::*;

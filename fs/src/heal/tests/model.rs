@@ -285,7 +285,7 @@ impl HealStore for Model {
 
     fn heal_punch(&mut self, g: Gfid, offset: u64, len: u64) -> Result<(), Errno> {
         let o = self.get_mut(g)?;
-        assert!(offset % PAGE == 0 && len % PAGE == 0);
+        assert!(offset.is_multiple_of(PAGE) && len.is_multiple_of(PAGE));
         o.pages.retain(|p, _| !(offset / PAGE..(offset + len) / PAGE).contains(p));
         self.touch(g);
         Ok(())
