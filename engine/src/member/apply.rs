@@ -8,7 +8,7 @@ use crate::io::Io;
 use crate::kv::types::{Command, CommandResponse};
 use crate::kv::{ApplyEntry, ApplyOutcome, MemberAttributes, StoreError};
 use crate::raft::{ConfChange, Membership};
-use crate::types::{Entry, EntryKind, Index, NodeId, Time};
+use crate::types::{Entry, EntryKind, Index, NodeId, Term, Time};
 use crate::wal::{LogBatch, SnapshotMark};
 
 /// Entries in one store transaction.
@@ -85,12 +85,14 @@ impl<I: Io> MemberCore<I> {
         if std::mem::take(&mut self.promote_now) {
             self.promote(now)?;
         }
+        // Changes that lost their place in the log to other entries.
+        self.on_conf_applied(now, index, Term(0));
         self.release_reads();
         self.release_confirmed(now);
         Ok(true)
     }
 
-    fn on_applied_entry(&mut self, now: Time, outcome: ApplyOutcome, effect: Effect, term: crate::types::Term) {
+    fn on_applied_entry(&mut self, now: Time, outcome: ApplyOutcome, effect: Effect, term: Term) {
         if !outcome.skipped {
             self.hub.on_events(outcome.keyspace, outcome.applied.revision, &outcome.events);
         }

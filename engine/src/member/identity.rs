@@ -172,7 +172,9 @@ pub fn member_id(peer_urls: &[String], token: &str, salt: u64) -> NodeId {
 pub fn bootstrap(members: &[InitialMember], token: &str) -> (u64, Membership) {
     let mut membership = Membership::default();
     for m in members {
-        let info = MemberInfo { name: m.name.clone(), peer_urls: m.peer_urls.clone(), client_urls: Vec::new() };
+        let mut peer_urls = m.peer_urls.clone();
+        peer_urls.sort();
+        let info = MemberInfo { name: m.name.clone(), peer_urls, client_urls: Vec::new() };
         membership.voters.insert(member_id(&m.peer_urls, token, 0), info);
     }
     let mut text = String::from(token);

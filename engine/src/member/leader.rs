@@ -38,6 +38,13 @@ struct Waiting {
 }
 
 #[derive(Debug)]
+struct Change {
+    term: Term,
+    from: NodeId,
+    id: u64,
+}
+
+#[derive(Debug)]
 struct Moving {
     client: u64,
     to: NodeId,
@@ -54,8 +61,9 @@ pub(super) struct LeaderSide {
     next_round: u64,
     /// Confirmed at this index; answered once it is applied.
     confirmed: BTreeMap<Index, Vec<Waiting>>,
-    /// Membership changes that wait to be applied.
-    conf: BTreeMap<Index, (NodeId, u64)>,
+    /// Membership changes that wait to be applied. Kept when leadership is lost, since the change may be what
+    /// ended it: whether the entry at the index is still the one proposed shows when it is applied.
+    conf: BTreeMap<Index, Change>,
     /// When an entry of the leader's own term was first applied.
     since: Option<Time>,
     heard: BTreeMap<NodeId, Time>,
@@ -167,7 +175,8 @@ impl<I: Io> MemberCore<I> {
             Some(e) => AskError::Refused(e),
             None => match self.raft.propose_conf(now, change) {
                 Ok(index) => {
-                    self.leader.conf.insert(index, (from, id));
+                    let term = self.raft.term();
+                    self.leader.conf.insert(index, Change { term, from, id });
                     return;
                 }
                 Err(ProposeError::Conf(e)) => conf_error(e),
@@ -285,21 +294,17 @@ impl<I: Io> MemberCore<I> {
         for w in waiting {
             self.answer(now, w.from, w.id, Err(AskError::Retry));
         }
-        for (from, id) in old.conf.into_values() {
-            self.answer(now, from, id, Err(AskError::Refused(MemberError::LeaderChanged)));
-        }
+        self.leader.conf = old.conf;
         self.leader.moving = old.moving;
         self.check_moving(now);
     }
 
-    /// A membership change was applied.
+    /// What is in the log at `index` was applied: answers the membership changes up to there.
     pub(super) fn on_conf_applied(&mut self, now: Time, index: Index, term: Term) {
-        if let Some((from, id)) = self.leader.conf.remove(&index) {
-            let result = if term == self.raft.term() {
-                Ok(Answer::Members(self.members.clone()))
-            } else {
-                Err(AskError::Refused(MemberError::LeaderChanged))
-            };
+        while let Some(entry) = self.leader.conf.first_entry().filter(|e| *e.key() <= index) {
+            let same = *entry.key() == index && entry.get().term == term;
+            let Change { from, id, .. } = entry.remove();
+            let result = if same { Ok(Answer::Members(self.members.clone())) } else { Err(AskError::Refused(MemberError::LeaderChanged)) };
             self.answer(now, from, id, result);
         }
     }

@@ -368,6 +368,21 @@ impl<I: Io> MemberCore<I> {
         };
         let lost: Vec<u64> = self.origin.pending.iter().filter_map(lost).collect();
         self.requeue(lost);
+        // A change of the membership has no request id in its entry: whether it was made is open.
+        let open: Vec<u64> = self.origin.rounds.iter().filter(|(_, r)| r.sent.term < term).map(|(id, _)| *id).collect();
+        for id in open {
+            let Some(round) = self.origin.rounds.get(&id) else { continue };
+            if !round.requests.iter().any(|n| self.is_change(*n)) {
+                continue;
+            }
+            for number in self.origin.rounds.remove(&id).map(|r| r.requests).unwrap_or_default() {
+                self.finish(number, Err(MemberError::LeaderChanged));
+            }
+        }
+    }
+
+    fn is_change(&self, number: u64) -> bool {
+        matches!(self.origin.pending.get(&number), Some(Pending { kind: Kind::Ask(Ask::ConfChange(_)), .. }))
     }
 
     /// A snapshot was installed: commands of this member may be in it, and nobody can tell which. Those that
@@ -380,8 +395,7 @@ impl<I: Io> MemberCore<I> {
         }
     }
 
-    /// Role, term or leader changed: questions to the old leader are asked again, except changes of the
-    /// membership, whose outcome is open.
+    /// Role, term or leader changed: questions to the old leader are asked again.
     pub(super) fn on_leader_change(&mut self, now: Time) {
         let leader = self.raft.leader();
         self.origin.hold_until = Time(0);
@@ -398,16 +412,14 @@ impl<I: Io> MemberCore<I> {
         }
     }
 
+    /// Asks again, but for changes of the membership: the old leader may have made them, and may say so yet.
     fn abandon_round(&mut self, id: u64) {
-        let Some(round) = self.origin.rounds.remove(&id) else { return };
-        let (open, again): (Vec<u64>, Vec<u64>) = round
-            .requests
-            .into_iter()
-            .partition(|n| matches!(self.origin.pending.get(n), Some(Pending { kind: Kind::Ask(Ask::ConfChange(_)), .. })));
-        for number in open {
-            self.finish(number, Err(MemberError::LeaderChanged));
+        if self.origin.rounds.get(&id).is_some_and(|r| r.requests.iter().any(|n| self.is_change(*n))) {
+            return;
         }
-        self.requeue(again);
+        if let Some(round) = self.origin.rounds.remove(&id) {
+            self.requeue(round.requests);
+        }
     }
 
     /// Time-outs of requests.
@@ -442,11 +454,7 @@ impl<I: Io> MemberCore<I> {
         let old = |sent: &Sent| now.since(sent.at) >= RESEND;
         let rounds: Vec<u64> = self.origin.rounds.iter().filter(|(_, r)| old(&r.sent)).map(|(id, _)| *id).collect();
         for id in rounds {
-            // Its requests are gone when they timed out; a change of the membership is not asked twice.
-            let conf = |n: &u64| matches!(self.origin.pending.get(n), Some(Pending { kind: Kind::Ask(Ask::ConfChange(_)), .. }));
-            if self.origin.rounds.get(&id).is_some_and(|r| !r.requests.iter().any(conf)) {
-                self.abandon_round(id);
-            }
+            self.abandon_round(id);
         }
         if leader == self.config.id {
             return;

@@ -264,6 +264,7 @@ impl<I: Io> MemberCore<I> {
         // Outcomes of this member's own commands may be in the snapshot, where nobody finds them; the term rule
         // must not take those for lost, so it is not applied here: they time out.
         self.forget_sent();
+        self.on_conf_applied(now, meta.index, Term(0));
         self.raft.finish_snapshot_install(now, meta);
         self.outputs.push_back(MemberOutput::MembershipChanged(self.members.clone()));
         self.transfers.installed = Some((from, transfer));
