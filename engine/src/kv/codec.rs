@@ -351,4 +351,21 @@ mod tests {
         assert_eq!(State::EMPTY.encode().len(), State::LEN);
         assert!(State::decode(&State::EMPTY.encode()[1..]).is_err());
     }
+
+    #[test]
+    fn format_md_tells_the_truth() {
+        let page = include_str!("../../../FORMAT.md");
+        let chapter = page.split("## The coordination store's file").nth(1).unwrap();
+        for (number, table, name) in SNAPSHOT_TABLES {
+            assert_eq!(redb::TableHandle::name(&table), name);
+            let row = name.replace("user.", "KS.").replace("system.", "KS.");
+            let row = chapter.lines().find(|line| line.starts_with(&format!("| `{row}` |"))).unwrap();
+            let numbers = row.split('|').nth(2).unwrap();
+            assert!(numbers.split(',').any(|n| n.trim() == number.to_string()), "{row}");
+        }
+        assert!(chapter.contains(&format!("version u32 = {FORMAT_VERSION}, applied index")));
+        assert!(chapter.contains(&format!("as above ({} bytes)", State::LEN)));
+        assert!(chapter.contains(&format!("values up to {INLINE_BYTES_MAX} bytes")));
+        assert!(chapter.contains("magic `brkrsnap`"));
+    }
 }
