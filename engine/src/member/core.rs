@@ -153,7 +153,6 @@ impl<I: Io> MemberCore<I> {
             PeerMessage::Raft(msg) if self.campaign_held(&msg) => {}
             PeerMessage::Raft(msg) => self.raft.step(now, from, msg),
             PeerMessage::Forward(forward) => self.on_forward(now, from, forward),
-            PeerMessage::ForwardFailed { term, requests } => self.on_forward_failed(now, term, requests),
             PeerMessage::Ask { id, ask } => self.on_ask(now, from, id, ask),
             PeerMessage::Answer { id, result } => self.on_answer(now, from, id, result),
             PeerMessage::Snapshot(chunk) => self.on_snapshot_chunk(now, from, chunk),

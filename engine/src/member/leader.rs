@@ -20,10 +20,9 @@ const ASKS_MAX: usize = 64 * 1024;
 /// Nodes whose last word is remembered.
 const NODES_MAX: usize = 4096;
 
-/// Proposals of one member that were appended in this term, so that a message sent twice is taken once.
+/// Proposals of one session of a member that were appended in this term, so that a message that comes twice is taken once.
 #[derive(Debug, Default)]
 struct Accepted {
-    session: u32,
     /// All numbers below it have their outcome.
     floor: u64,
     numbers: BTreeSet<u64>,
@@ -54,7 +53,8 @@ struct Moving {
 /// The leader's memory. Empty at all other members.
 #[derive(Debug, Default)]
 pub(super) struct LeaderSide {
-    accepted: BTreeMap<NodeId, Accepted>,
+    /// By session as well: a late message of a member's former life must not be taken for new.
+    accepted: BTreeMap<(NodeId, u32), Accepted>,
     /// Not yet in a round.
     confirm: Vec<Waiting>,
     rounds: BTreeMap<u64, Vec<Waiting>>,
@@ -113,35 +113,23 @@ impl<I: Io> MemberCore<I> {
         Some(NodeLeases { now, leader_since, last_heard: self.leader.heard.clone() })
     }
 
-    /// Takes proposals of a follower. In another term than theirs they are refused: see `origin.rs`.
+    /// Takes proposals of a follower, in their term only: see `origin.rs`. What is not taken is not answered: the
+    /// follower sends it again, or learns from the log that this term is over.
     pub(super) fn on_forward(&mut self, now: Time, from: NodeId, forward: Forward) {
         let Forward { term, session, done_below, proposals } = forward;
         if term != self.raft.term() || !self.leads() {
-            let requests = proposals.into_iter().map(|(n, _)| n).collect();
-            return self.send(from, PeerMessage::ForwardFailed { term, requests });
+            return;
         }
-        let accepted = self.leader.accepted.entry(from).or_default();
-        if accepted.session != session {
-            *accepted = Accepted { session, ..Accepted::default() };
-        }
+        let accepted = self.leader.accepted.entry((from, session)).or_default();
         if done_below > accepted.floor {
             accepted.floor = done_below;
             accepted.numbers = accepted.numbers.split_off(&done_below);
         }
-        let mut failed = Vec::new();
         for (number, data) in proposals {
-            if number < accepted.floor || accepted.numbers.contains(&number) {
-                continue;
+            let fresh = number >= accepted.floor && !accepted.numbers.contains(&number);
+            if fresh && self.raft.propose(now, data).is_ok() {
+                accepted.numbers.insert(number);
             }
-            match self.raft.propose(now, data) {
-                Ok(_) => {
-                    accepted.numbers.insert(number);
-                }
-                Err(_) => failed.push(number),
-            }
-        }
-        if !failed.is_empty() {
-            self.send(from, PeerMessage::ForwardFailed { term, requests: failed });
         }
     }
 

@@ -2,8 +2,10 @@
 //!
 //! A proposal is offered to the leader of one term and can stand in the log in that term only (the leader
 //! checks it, see `leader.rs`). Hence its fate is known: it is applied here; or an entry of a later term is
-//! applied here first, and then it never will be, and is offered again. Until then it waits. So clients see no
-//! error when leadership moves, and no command is ever applied twice.
+//! applied here first, and then it never will be, and is offered again. Until then it waits, and is at most sent again to the
+//! same leader in the same term, which knows what it has taken. No word of refusal counts: it may be about the second copy
+//! of a message whose first copy was taken. So clients see no error when leadership moves, and no command is ever
+//! applied twice.
 
 use super::core::MemberCore;
 use super::envelope::{Envelope, RequestId};
@@ -50,6 +52,16 @@ struct Pending {
     client: u64,
     deadline: Time,
     kind: Kind,
+}
+
+impl Pending {
+    /// What to offer to the leader of `term`: nothing that an earlier one may have taken.
+    fn offer(&mut self, term: Term) -> Option<(&Bytes, &mut Option<Sent>)> {
+        match &mut self.kind {
+            Kind::Propose { data, sent, .. } if sent.is_none_or(|s| s.term == term) => Some((data, sent)),
+            _ => None,
+        }
+    }
 }
 
 /// A question that waits for the leader's answer.
@@ -217,7 +229,7 @@ impl<I: Io> MemberCore<I> {
     fn propose_own(&mut self, now: Time) {
         let term = self.raft.term();
         while let Some(number) = self.origin.unsent.front().copied() {
-            if let Some(Pending { kind: Kind::Propose { data, sent, .. }, .. }) = self.origin.pending.get_mut(&number) {
+            if let Some(Pending { kind: Kind::Propose { data, sent: sent @ None, .. }, .. }) = self.origin.pending.get_mut(&number) {
                 match self.raft.propose(now, data.clone()) {
                     Ok(_) => *sent = Some(Sent { term, at: now }),
                     // Not leader, or handing over: wait for who comes. Busy: wait for commits.
@@ -238,7 +250,8 @@ impl<I: Io> MemberCore<I> {
             let mut proposals = Vec::new();
             let mut bytes = 0;
             while let Some(number) = self.origin.unsent.front().copied() {
-                if let Some(Pending { kind: Kind::Propose { data, sent, .. }, .. }) = self.origin.pending.get_mut(&number) {
+                let offer = self.origin.pending.get_mut(&number).and_then(|p| p.offer(term));
+                if let Some((data, sent)) = offer {
                     if bytes > 0 && bytes + data.len() > FORWARD_BYTES_MAX {
                         break;
                     }
@@ -338,18 +351,6 @@ impl<I: Io> MemberCore<I> {
                 let reply = if members { MemberReply::Members(self.membership.clone()) } else { MemberReply::ReadIndex(index) };
                 self.finish(number, Ok(reply));
             }
-        }
-    }
-
-    /// The leader did not append these and will not, in that term.
-    pub(super) fn on_forward_failed(&mut self, now: Time, term: Term, requests: Vec<u64>) {
-        let refused = |n: &u64| {
-            matches!(self.origin.pending.get(n), Some(Pending { kind: Kind::Propose { sent: Some(s), .. }, .. }) if s.term == term)
-        };
-        let refused: Vec<u64> = requests.into_iter().filter(refused).collect();
-        if !refused.is_empty() {
-            self.origin.hold_until = now.after(self.config.heartbeat);
-            self.requeue(refused);
         }
     }
 

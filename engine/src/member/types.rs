@@ -337,13 +337,6 @@ pub enum PeerMessage {
     Raft(Message),
     /// Proposals from a follower to the leader of exactly this term.
     Forward(Forward),
-    /// These forwarded proposals were not and will not be appended in that term.
-    ForwardFailed {
-        /// The term of the [`Forward`].
-        term: Term,
-        /// The proposals' request numbers.
-        requests: Vec<u64>,
-    },
     /// A question that only the leader can answer.
     Ask {
         /// Chosen by the asker; comes back in the answer.
