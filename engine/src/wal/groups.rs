@@ -22,12 +22,6 @@ pub struct Group {
 }
 
 impl Group {
-    /// The highest index in the log (or covered by the snapshot).
-    #[must_use]
-    pub const fn last(&self) -> Index {
-        self.last
-    }
-
     /// The lowest segment with the newest copy of hard state or snapshot mark.
     #[must_use]
     pub fn state_segment(&self) -> Option<u64> {

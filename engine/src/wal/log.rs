@@ -117,7 +117,10 @@ impl<I: Io> Wal<I> {
             g.hard_state = state;
             g.hard_state_segment = Some(segment);
         }
+        let mut frees = false;
         if let Some(mark) = batch.snapshot {
+            // Looking at all groups is worth it only when this one held the lowest segment.
+            frees = self.groups.get(&group).and_then(Group::first_segment).is_none_or(|s| s <= self.floor);
             let reset = self.groups.entry(group).or_default().resets(mark);
             let segment = self.room(SNAPSHOT_BYTES, |buf| put_snapshot(buf, group, mark, reset));
             self.groups.entry(group).or_default().compact(mark, reset, segment);
@@ -126,7 +129,7 @@ impl<I: Io> Wal<I> {
             let segment = self.room(entry_bytes(&entry.data), |buf| put_entry(buf, group, entry));
             self.groups.entry(group).or_default().push(entry.index, entry.term, segment);
         }
-        if batch.snapshot.is_some() {
+        if frees {
             self.raise_floor();
         }
         self.appended = Lsn(self.appended.0 + 1);

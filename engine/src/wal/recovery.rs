@@ -83,14 +83,13 @@ fn blocking<I: Io>(io: &mut I, op: IoOp<I::File>, action: &str) -> Result<(), Wa
 }
 
 /// One segment file in memory.
-struct Segment<F> {
+struct Segment {
     number: u64,
-    file: F,
     data: Vec<u8>,
 }
 
 /// The chain of batches, as far as it goes.
-struct Scan<F> {
+struct Scan {
     log_id: u64,
     /// Every segment file that exists, but for one that was never prepared.
     present: Vec<u64>,
@@ -103,14 +102,14 @@ struct Scan<F> {
     floor: u64,
     records: Vec<(u64, Vec<(GroupId, Record)>)>,
     /// Where the chain ends.
-    end: Option<Segment<F>>,
+    end: Option<Segment>,
     end_offset: usize,
     torn: bool,
 }
 
-impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
+impl Scan {
     /// `None`: there is no log yet.
-    fn run<I: Io<File = F>>(io: &mut I, found: &[u64]) -> Result<Option<Self>, WalError> {
+    fn run<I: Io>(io: &mut I, found: &[u64]) -> Result<Option<Self>, WalError> {
         let Some(newest) = found.last() else { return Ok(None) };
         let run: Vec<u64> = found.iter().rev().zip((0..=*newest).rev()).take_while(|(a, b)| **a == *b).map(|(a, _)| *a).collect();
         let run: Vec<u64> = run.into_iter().rev().collect();
@@ -130,7 +129,7 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
             end_offset: SEGMENT_HEADER_BYTES,
             torn: false,
         };
-        let mut later: Vec<Segment<F>> = Vec::new();
+        let mut later: Vec<Segment> = Vec::new();
         for number in &run {
             let segment = read_segment(io, *number)?;
             match classify(&segment, Some(log_id), number == newest)? {
@@ -142,7 +141,7 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
     }
 
     /// No segment has a readable header: either creation was interrupted, or all of it is damaged.
-    fn without_header<I: Io<File = F>>(io: &mut I, run: &[u64], found: &[u64]) -> Result<Option<Self>, WalError> {
+    fn without_header<I: Io>(io: &mut I, run: &[u64], found: &[u64]) -> Result<Option<Self>, WalError> {
         for number in run {
             let segment = read_segment(io, *number)?;
             let case = classify(&segment, None, Some(number) == found.last())?;
@@ -154,7 +153,7 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
     }
 
     /// Follows the chain into `segment`, or keeps it as evidence when the chain ended before it.
-    fn take(&mut self, segment: Segment<F>, later: &mut Vec<Segment<F>>) -> Result<(), WalError> {
+    fn take(&mut self, segment: Segment, later: &mut Vec<Segment>) -> Result<(), WalError> {
         let first_of_run = self.end.is_none();
         if !first_of_run && !self.follows(&segment, SEGMENT_HEADER_BYTES, false) {
             later.push(segment);
@@ -186,7 +185,7 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
     }
 
     /// Whether an intact batch stands at `at` that follows the last one (`anything`: whatever its number).
-    fn follows(&self, segment: &Segment<F>, at: usize, anything: bool) -> bool {
+    fn follows(&self, segment: &Segment, at: usize, anything: bool) -> bool {
         let Some(header) = segment.data.get(at..).and_then(|b| BatchHeader::decode(b, self.log_id)) else { return false };
         header.segment == segment.number
             && (anything || (header.number == self.last_number + 1 && header.previous == self.chain))
@@ -198,7 +197,7 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
     }
 
     /// Decides how the chain ends, and whether all segments that it needs are there.
-    fn finish(mut self, later: &[Segment<F>], found: &[u64]) -> Result<Option<Self>, WalError> {
+    fn finish(mut self, later: &[Segment], found: &[u64]) -> Result<Option<Self>, WalError> {
         let lowest = self.run.first().copied().unwrap_or(1);
         let Some(end) = &self.end else {
             // One segment, never prepared, while a readable header is elsewhere: what came before is gone.
@@ -241,7 +240,7 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
         Ok(Some(self))
     }
 
-    fn here_at(&self, end: &Segment<F>, offset: usize) -> Here {
+    fn here_at(&self, end: &Segment, offset: usize) -> Here {
         match end.data.get(offset..).and_then(|b| BatchHeader::decode(b, self.log_id)) {
             Some(h) if h.segment != end.number => Here::Nothing,
             Some(h) if h.number == self.last_number + 1 && h.previous == self.chain => Here::Torn,
@@ -266,7 +265,7 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
     }
 
     /// Cleans up and makes durable what was read, so that what recovery answers stays true.
-    fn into_start<I: Io<File = F>>(self, io: &mut I, config: &WalConfig) -> Result<(Start<F>, Recovered), WalError> {
+    fn into_start<I: Io>(self, io: &mut I, config: &WalConfig) -> Result<(Start<I::File>, Recovered), WalError> {
         let Some(end) = self.end else { return Err(missing(1)) };
         let name = segment_name(end.number);
         let mut present = self.present;
@@ -309,7 +308,7 @@ impl<F: Copy + std::fmt::Debug + PartialEq> Scan<F> {
 }
 
 /// Overwrites everything from `offset` on, durably: later batches of the torn tail must not come back to life.
-fn zero_rest<I: Io>(io: &mut I, end: &Segment<I::File>, offset: u64) -> Result<(), WalError> {
+fn zero_rest<I: Io>(io: &mut I, end: &Segment, offset: u64) -> Result<(), WalError> {
     let name = segment_name(end.number);
     let file = io.open(&name, false).map_err(WalError::io(format!("open segment {name}")))?;
     let mut at = offset;
@@ -340,7 +339,7 @@ fn find_log_id<I: Io>(io: &mut I, run: &[u64]) -> Result<Option<u64>, WalError> 
     Ok(None)
 }
 
-fn read_segment<I: Io>(io: &mut I, number: u64) -> Result<Segment<I::File>, WalError> {
+fn read_segment<I: Io>(io: &mut I, number: u64) -> Result<Segment, WalError> {
     let name = segment_name(number);
     let file = io.open(&name, false).map_err(WalError::io(format!("open segment {name}")))?;
     let len = io.len(file).map_err(WalError::io(format!("stat segment {name}")))?;
@@ -348,11 +347,11 @@ fn read_segment<I: Io>(io: &mut I, number: u64) -> Result<Segment<I::File>, WalE
     let n = io.read_at(file, 0, &mut data).map_err(WalError::io(format!("read segment {name}")))?;
     data.truncate(n);
     io.close(file);
-    Ok(Segment { number, file, data })
+    Ok(Segment { number, data })
 }
 
 /// Looks a segment up in the table, and refuses what must be refused.
-fn classify<F>(segment: &Segment<F>, log_id: Option<u64>, newest: bool) -> Result<SegmentCase, WalError> {
+fn classify(segment: &Segment, log_id: Option<u64>, newest: bool) -> Result<SegmentCase, WalError> {
     let name = segment_name(segment.number);
     let read = SegmentHeader::decode(&segment.data);
     let fact = match read {
