@@ -76,11 +76,8 @@ impl<I: Io> MemberCore<I> {
     pub fn open(config: MemberConfig, start: Start, io: I, store: Arc<Store>, now: Time, seed: u64) -> Result<Self, OpenError> {
         let opened = recovery::open(&config, start, io, &store)?;
         let mut rng = SmallRng::seed_from_u64(seed);
-        let raft_config = RaftConfig {
-            heartbeat: config.heartbeat,
-            election_timeout: config.election_timeout,
-            ..RaftConfig::new(config.id)
-        };
+        let raft_config =
+            RaftConfig { heartbeat: config.heartbeat, election_timeout: config.election_timeout, ..RaftConfig::new(config.id) };
         let sizes = opened.initial.entries.iter().take_while(|e| e.index <= opened.applied).map(|e| size(e)).collect();
         let compacted = opened.initial.snapshot.index;
         let raft = RaftCore::new(raft_config, opened.initial, now, rng.random())?;
@@ -403,7 +400,10 @@ impl<I: Io> MemberCore<I> {
 
     /// A watcher's next output. Poll until `None`, or again when its consumer has room.
     pub fn watch_poll(&mut self, id: WatchId, events_max: usize) -> Option<WatchOutput> {
-        self.hub.poll(id, events_max)
+        let output = self.hub.poll(id, events_max);
+        // Its queue has room now: it may go on reading history.
+        self.again |= self.stopped.is_none() && self.hub.needs_catch_up();
+        output
     }
 
     pub(super) fn start_job(&mut self, job: StoreJob) {

@@ -137,7 +137,12 @@ impl MemberHandle {
     ///
     /// # Errors
     /// What [`Self::read_index`] says, and the store's refusals as `MemberError::Kv`.
-    pub async fn range(&self, keyspace: Keyspace, request: &RangeRequest, serializable: bool) -> Result<(RangeResponse, Revision), MemberError> {
+    pub async fn range(
+        &self,
+        keyspace: Keyspace,
+        request: &RangeRequest,
+        serializable: bool,
+    ) -> Result<(RangeResponse, Revision), MemberError> {
         if !serializable {
             self.read_index().await?;
         }

@@ -42,7 +42,9 @@ enum Kind {
         lost_sight: bool,
     },
     /// Reads, and whether the answer is the list of members.
-    Read { members: bool },
+    Read {
+        members: bool,
+    },
     Ask(Ask),
 }
 
@@ -439,7 +441,8 @@ impl<I: Io> MemberCore<I> {
                 break;
             }
             let changed = self.origin.leader_changed_at.after(self.config.request_timeout) > now;
-            let error = if changed && self.origin.leader_changed_at > Time(0) { MemberError::TimeoutLeaderFail } else { MemberError::Timeout };
+            let error =
+                if changed && self.origin.leader_changed_at > Time(0) { MemberError::TimeoutLeaderFail } else { MemberError::Timeout };
             let number = *number;
             self.finish(number, Err(error));
         }

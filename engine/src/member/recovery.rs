@@ -186,3 +186,43 @@ fn flush<I: Io>(wal: &mut Wal<I>) -> Result<(), OpenError> {
         wal.io_mut().wait().map_err(|e| OpenError::Mismatch(format!("wait for the log: {e}")))?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Entry;
+
+    fn group(mark: u64, last: u64) -> RecoveredGroup {
+        let entry = |i| Entry { term: Term(i / 4 + 1), index: Index(i), kind: EntryKind::Noop, data: bytes::Bytes::new() };
+        let snapshot = SnapshotMark { index: Index(mark), term: Term(if mark == 0 { 0 } else { mark / 4 + 1 }) };
+        RecoveredGroup { hard_state: HardState::default(), snapshot, entries: (mark + 1..=last).map(entry).collect() }
+    }
+
+    #[test]
+    fn every_case_of_the_table() {
+        let at = |index: u64, term: u64| SnapshotMark { index: Index(index), term: Term(term) };
+        let refused = |case: Case| matches!(case, Case::Refuse(_));
+        assert_eq!(classify(None, at(0, 0)), Case::New);
+        assert!(refused(classify(None, at(3, 1))));
+        assert_eq!(classify(Some(&group(0, 0)), at(0, 0)), Case::New);
+        for mark in 1..10 {
+            for last in mark..12 {
+                for store in 0..14 {
+                    for term in [store / 4 + 1, 9] {
+                        let case = classify(Some(&group(mark, last)), at(store, term));
+                        let same = term == store / 4 + 1;
+                        let expected = match () {
+                            () if store < mark || (store == mark && !same && store <= last) => None,
+                            () if store > last || !same => Some(Case::Superseded),
+                            () => Some(Case::Replay),
+                        };
+                        match expected {
+                            None => assert!(refused(case), "mark {mark} last {last} store {store} term {term}"),
+                            Some(expected) => assert_eq!(case, expected, "mark {mark} last {last} store {store} term {term}"),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,8 +1,8 @@
 //! The simulated cluster.
 
 use crate::io::sim::{SimDisk, SimIo};
-use crate::kv::types::{Command, Keyspace, PutRequest, RangeRequest};
 use crate::kv::Store;
+use crate::kv::types::{Command, Keyspace, PutRequest, RangeRequest};
 use crate::member::identity::{InitialMember, bootstrap, member_id};
 use crate::member::job::StoreJob;
 use crate::member::{MemberConfig, MemberCore, MemberError, MemberEvent, MemberOutput, MemberReply, MemberRequest, PeerMessage, Start};
@@ -199,7 +199,8 @@ impl Cluster {
         let mut sends = Vec::new();
         core.advance(now);
         while let Some(output) = core.poll_output() {
-            self.trace = self.trace.wrapping_mul(31).wrapping_add(xxhash_rust::xxh3::xxh3_64(format!("{now:?}{id:?}{output:?}").as_bytes()));
+            self.trace =
+                self.trace.wrapping_mul(31).wrapping_add(xxhash_rust::xxh3::xxh3_64(format!("{now:?}{id:?}{output:?}").as_bytes()));
             match output {
                 MemberOutput::Send { to, msg } => sends.push((to, msg)),
                 MemberOutput::Reply { id, result } => {
@@ -313,7 +314,11 @@ impl Cluster {
     }
 
     pub fn leader(&self) -> Option<NodeId> {
-        self.ids().into_iter().filter(|id| self.alive(*id)).filter(|id| self.core(*id).leader_since().is_some()).max_by_key(|id| self.core(*id).raft().term())
+        self.ids()
+            .into_iter()
+            .filter(|id| self.alive(*id))
+            .filter(|id| self.core(*id).leader_since().is_some())
+            .max_by_key(|id| self.core(*id).raft().term())
     }
 
     pub fn wait_leader(&mut self) -> NodeId {
@@ -358,14 +363,12 @@ impl Cluster {
         }
         last.expect("a healed cluster takes writes");
         self.until("convergence", |c| {
-            let states: BTreeSet<_> = c.nodes.values().map(|n| n.core.as_ref().unwrap().status()).map(|s| (s.applied, s.committed)).collect();
+            let states: BTreeSet<_> =
+                c.nodes.values().map(|n| n.core.as_ref().unwrap().status()).map(|s| (s.applied, s.committed)).collect();
             states.len() == 1 && states.first().is_some_and(|(a, c)| a == c)
         });
-        let hashes: BTreeSet<_> = self
-            .nodes
-            .values()
-            .map(|n| n.core.as_ref().unwrap().store().hash_kv(Keyspace::User, Revision(0)).expect("hash"))
-            .collect();
+        let hashes: BTreeSet<_> =
+            self.nodes.values().map(|n| n.core.as_ref().unwrap().store().hash_kv(Keyspace::User, Revision(0)).expect("hash")).collect();
         assert_eq!(hashes.len(), 1, "the stores differ");
     }
 }

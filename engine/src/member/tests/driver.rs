@@ -36,13 +36,8 @@ fn start(local: &tokio::task::LocalSet, members: usize) -> BTreeMap<NodeId, Memb
     }
     let mut running = BTreeMap::new();
     for (id, incoming) in ends {
-        let config = MemberConfig {
-            id,
-            cluster_id,
-            heartbeat: Duration::from_millis(20),
-            election_timeout: Duration::from_millis(200),
-            ..config()
-        };
+        let config =
+            MemberConfig { id, cluster_id, heartbeat: Duration::from_millis(20), election_timeout: Duration::from_millis(200), ..config() };
         let store = Arc::new(Store::with_backend(redb::backends::InMemoryBackend::new(), 4 << 20).expect("store"));
         let start = Start::Founder(founders.clone());
         let core = MemberCore::open(config, start, SimDisk::new(id.0).open(), store.clone(), clock.now(), id.0).expect("open");

@@ -81,7 +81,10 @@ fn leases_run_out_unless_kept_alive() {
     let leader = c.wait_leader();
     let follower = c.ids().into_iter().find(|id| *id != leader).unwrap();
     let granted = c.ask(follower, MemberRequest::Propose(Command::LeaseGrant { id: 7, ttl_s: 5 })).expect("grant");
-    assert!(matches!(&granted, MemberReply::Applied(a) if matches!(a.result, Ok(CommandResponse::LeaseGranted { id: 7, .. }))), "{granted:?}");
+    assert!(
+        matches!(&granted, MemberReply::Applied(a) if matches!(a.result, Ok(CommandResponse::LeaseGranted { id: 7, .. }))),
+        "{granted:?}"
+    );
     let request = PutRequest { key: Bytes::from_static(b"l"), value: Bytes::from_static(b"v"), lease: 7, ..PutRequest::default() };
     c.ask(follower, MemberRequest::Propose(Command::Put(Keyspace::User, request))).expect("put");
     for _ in 0..3 {
