@@ -86,7 +86,8 @@ impl<S: Disk> ReplicaCore<S> {
     fn files_to_keep(&self, fop: &Fop, behind: &[Attr]) -> Vec<Gfid> {
         let victim = match fop {
             Fop::Unlink { .. } => behind.first(),
-            Fop::Rename { flags, .. } if flags & RENAME_EXCHANGE == 0 => behind.get(1),
+            // Two names: the first may lack its object, and both may have the same one.
+            Fop::Rename { flags, .. } if flags & RENAME_EXCHANGE == 0 && behind.len() == 2 && behind[0].gfid != behind[1].gfid => behind.get(1),
             _ => None,
         };
         let open = |a: &&Attr| self.sessions.is_open(a.gfid) || self.now < self.p.grace_until;
@@ -146,7 +147,7 @@ impl<S: Disk> ReplicaCore<S> {
             return self.refuse(r, ReplicaError::Busy);
         }
         let touches: Vec<Gfid> = keys(&r.fop).into_iter().map(|k| k.0).collect();
-        if r.retry && self.has_happened(&r.fop, e) {
+        if r.retry && self.sessions.is_doubtful(r.session, r.op) && self.has_happened(&r.fop, e) {
             return self.reply_after((r.conn, r.request), &touches, Ok(Reply::Done), Bytes::new());
         }
         if e == Errno::ENOENT && !confirmed && self.confirm_refusal(r) {

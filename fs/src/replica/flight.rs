@@ -223,11 +223,34 @@ impl<S: Disk> ReplicaCore<S> {
             DataDone::Synced(r) => r.map(|()| Reply::Done),
             DataDone::Read(_) => Err(Errno::EIO),
         });
+        // Until now a heal may have read the old bytes.
+        if let (Some(j), Some(f)) = (&mut self.p.join, self.p.flights.get(&seq)) {
+            j.changed(f);
+        }
         self.settle(seq);
+    }
+
+    /// A file without a name is on the bricks that were in sync when it lost it; one that joined later need not have it.
+    fn forgive_missing_orphan(&mut self, seq: u64) {
+        let Some(f) = self.p.flights.get(&seq) else { return };
+        let lacks: Vec<_> = f.refused.iter().filter(|(_, e)| **e == Errno::ENOENT).map(|(&b, _)| b).collect();
+        let ([gfid], false) = (&f.touches[..], lacks.is_empty()) else { return };
+        if matches!(self.store.query(&Fop::GetAttr { gfid: *gfid }), Ok(Reply::Attr(a)) if a.nlink > 0)
+            && !matches!(f.rep, RepOp::DropOrphan(_))
+        {
+            return;
+        }
+        if let Some(f) = self.p.flights.get_mut(&seq) {
+            f.refused.retain(|b, _| !lacks.contains(b));
+            f.waiting.retain(|b| !lacks.contains(b));
+        }
     }
 
     /// Ends a flight when its outcome is certain.
     pub(super) fn settle(&mut self, seq: u64) {
+        if self.p.flights.get(&seq).is_some_and(|f| !f.refused.is_empty() && matches!(f.local, Some(Ok(_)))) {
+            self.forgive_missing_orphan(seq);
+        }
         let Some(f) = self.p.flights.get_mut(&seq) else { return };
         match &f.local {
             None => return,

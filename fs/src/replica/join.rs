@@ -143,6 +143,11 @@ impl Outsider {
     pub const fn new(attempt: u64) -> Self {
         Self { attempt, sent: Time(0), ready: None }
     }
+
+    /// What the primary handed over, when the brick is in sync by now without having noticed.
+    pub fn ready_replies(&mut self) -> Option<Vec<RememberedReply>> {
+        self.ready.take().map(|r| r.replies)
+    }
 }
 
 // The primary's side.
@@ -298,7 +303,8 @@ impl<S: Disk> ReplicaCore<S> {
     fn send_join_ready(&mut self, j: &mut Join) {
         j.ready_sent = self.now;
         let replies = self.sessions.table();
-        let msg = PeerMsg::JoinReady { epoch: self.group.epoch, attempt: j.attempt, seq: self.p.seq, replies };
+        let orphans = self.store.orphans().unwrap_or_default();
+        let msg = PeerMsg::JoinReady { epoch: self.group.epoch, attempt: j.attempt, seq: self.p.seq, orphans, replies };
         self.send(j.brick, msg);
     }
 
@@ -407,7 +413,8 @@ impl<S: Disk> ReplicaCore<S> {
             }
             return;
         }
-        if self.leaving || self.wiped {
+        // Without a lease it would soon be taken out again.
+        if self.leaving || self.wiped || self.now >= self.lease {
             return;
         }
         self.o.sent = self.now;
@@ -416,7 +423,7 @@ impl<S: Disk> ReplicaCore<S> {
         self.send_with(self.group.primary, msg, dirty);
     }
 
-    pub(super) fn on_join_ready(&mut self, attempt: u64, seq: u64, replies: Vec<RememberedReply>) {
+    pub(super) fn on_join_ready(&mut self, attempt: u64, seq: u64, orphans: &[Gfid], replies: Vec<RememberedReply>) {
         if self.role != super::Role::Outsider || attempt != self.o.attempt {
             return;
         }
@@ -425,6 +432,13 @@ impl<S: Disk> ReplicaCore<S> {
                 self.send(self.group.primary, PeerMsg::JoinReadyDone { epoch: self.group.epoch, attempt, seq });
             }
             return;
+        }
+        for gfid in self.store.orphans().unwrap_or_default() {
+            if !orphans.contains(&gfid)
+                && let Err(e) = self.store.keep_orphan(gfid, false)
+            {
+                self.note_damage(format!("cannot drop the nameless file {gfid}: {e}"));
+            }
         }
         let primary = (self.group.primary, self.group.incarnations.get(&self.group.primary).copied());
         self.o.ready = Some(Ready { primary, seq, replies, synced: false });

@@ -6,6 +6,8 @@
 //! |---|---|---|---|
 //! | no | - | - | join ([`super::join`]) |
 //! | yes | yes | - | follow, or be primary |
+//! | yes | no, and my disk is not the one that was in sync (an old copy put back, an empty disk) | some | take myself out |
+//! | yes | no, and so is my disk | none | nothing: better no answer than a wrong one |
 //! | yes | no | none | I am the last: take the group under my new incarnation |
 //! | yes | no | one lives, and is in sync by its own word | my old process is dead: take myself out |
 //! | yes | no | all restarted too | the most recent takes the group alone: of those that were last in sync under the incarnation which the group knows (not from an old copy put back), the one with the greatest checkpoint mark, then the most dirty buckets, then the primary, then the lowest id |
@@ -86,6 +88,14 @@ impl<S: Disk> ReplicaCore<S> {
         match (before, self.role) {
             (Role::Primary, Role::Primary) => self.primary_in_new_epoch(),
             (_, Role::Primary) => {
+                if before == Role::Outsider {
+                    match self.o.ready_replies() {
+                        // It joined and became primary before it heard of either.
+                        Some(replies) => self.sessions.replace_table(replies),
+                        // Restarted, and the last one: what clients were told is not known any more.
+                        None => self.sessions.begin_lost(),
+                    }
+                }
                 self.stop_following();
                 self.p = self.new_primary();
                 self.begin_take_over();
@@ -210,8 +220,8 @@ impl<S: Disk> ReplicaCore<S> {
         if let PeerMsg::Heal(tag) = msg {
             return self.on_heal(from, tag, &payload);
         }
-        if let PeerMsg::JoinReady { attempt, seq, replies, .. } = msg {
-            return self.on_join_ready(attempt, seq, replies);
+        if let PeerMsg::JoinReady { attempt, seq, orphans, replies, .. } = msg {
+            return self.on_join_ready(attempt, seq, &orphans, replies);
         }
         if self.role != Role::Secondary {
             return;
@@ -324,6 +334,11 @@ impl<S: Disk> ReplicaCore<S> {
             let (identity, at) = self.peers.get(b).and_then(|p| p.hello)?;
             (self.now.since(at) < self.timing.hello * 4).then_some(identity)
         };
+        if !went_on(self.brick, &self.identity()) {
+            // An old copy put back, or an empty disk: whoever is right, it is another.
+            let new = self.group.without(&[self.brick])?;
+            return Some(new);
+        }
         if let Some(live) = others.iter().find(|b| fresh(b).is_some_and(|i| i.in_sync && self.group.holds(**b, i.incarnation))) {
             let new = self.group.without(&[self.brick])?;
             return Some(if self.group.primary == self.brick { GroupConfig { primary: *live, ..new } } else { new });

@@ -73,6 +73,9 @@ mod sessions;
 mod takeover;
 mod types;
 
+#[cfg(test)]
+mod sim;
+
 pub use sessions::{REPLIES_MAX, SESSIONS_MAX};
 pub use types::*;
 

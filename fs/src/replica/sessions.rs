@@ -16,7 +16,12 @@ struct Session {
     acked: u64,
     open: BTreeMap<Gfid, u32>,
     used: u64,
+    /// The table was lost before this session was seen: retries up to this op may have been carried out.
+    doubtful: u64,
 }
+
+/// How many ops after the first one of a session that is seen after a loss may be retries from before it.
+const DOUBT_OPS: u64 = 64;
 
 /// See the module's text.
 #[derive(Debug, Default)]
@@ -24,6 +29,7 @@ pub(super) struct Sessions {
     sessions: BTreeMap<u64, Session>,
     open: BTreeMap<Gfid, u32>,
     clock: u64,
+    lost: bool,
 }
 
 /// What is known of an operation.
@@ -53,11 +59,26 @@ impl Sessions {
         if session == 0 {
             return;
         }
+        let new = !self.sessions.contains_key(&session);
+        let lost = self.lost;
         let s = self.session(session);
+        if new && lost {
+            s.doubtful = acked + DOUBT_OPS;
+        }
         if acked > s.acked {
             s.acked = acked;
             s.replies = s.replies.split_off(&(acked + 1));
         }
+    }
+
+    /// This brick starts without the table that clients rely on.
+    pub fn begin_lost(&mut self) {
+        *self = Self { lost: true, ..Self::default() };
+    }
+
+    /// Whether a retry of this op may have been carried out without the table knowing.
+    pub fn is_doubtful(&self, session: u64, op: u64) -> bool {
+        self.sessions.get(&session).is_none_or(|s| op <= s.doubtful)
     }
 
     pub fn known(&self, session: u64, op: u64) -> Known {
@@ -85,10 +106,14 @@ impl Sessions {
         }
     }
 
-    /// The reply table, to be taken over by another brick.
+    /// The reply table, to be taken over by another brick. Op 0 stands for what the session has acknowledged.
     pub fn table(&self) -> Vec<RememberedReply> {
-        let all = self.sessions.iter().flat_map(|(&session, s)| s.replies.iter().map(move |(&op, r)| (session, op, r)));
-        all.map(|(session, op, reply)| RememberedReply { session, op, reply: reply.clone() }).collect()
+        let mut table = Vec::new();
+        for (&session, s) in &self.sessions {
+            table.push(RememberedReply { session, op: 0, reply: Reply::Offset(s.acked) });
+            table.extend(s.replies.iter().map(|(&op, reply)| RememberedReply { session, op, reply: reply.clone() }));
+        }
+        table
     }
 
     /// Replaces the reply table by the primary's. Open files and what clients have acknowledged stay.
@@ -97,7 +122,10 @@ impl Sessions {
             s.replies.clear();
         }
         for r in table {
-            self.remember(r.session, r.op, r.reply);
+            match r.reply {
+                Reply::Offset(acked) if r.op == 0 => self.ack(r.session, acked),
+                reply => self.remember(r.session, r.op, reply),
+            }
         }
     }
 
@@ -162,7 +190,7 @@ mod tests {
         assert_eq!(s.known(7, 2), Known::Done(Reply::Offset(2)));
         s.ack(7, 1);
         assert_eq!((s.known(7, 1), s.known(7, 3), s.known(8, 1)), (Known::Forgotten, Known::New, Known::New));
-        assert_eq!(s.table().len(), 1);
+        assert_eq!(s.table().len(), 2);
     }
 
     #[test]

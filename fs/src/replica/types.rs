@@ -329,7 +329,7 @@ pub struct HealTag {
 pub struct RememberedReply {
     /// The session.
     pub session: u64,
-    /// The op.
+    /// The op; 0: `reply` is an `Offset` that says up to which op the client has its answers.
     pub op: u64,
     /// Its outcome.
     pub reply: Reply,
@@ -430,6 +430,8 @@ pub enum PeerMsg {
         attempt: u64,
         /// The last seq before the brick takes part.
         seq: u64,
+        /// The files without a name that the primary keeps; the brick drops all others.
+        orphans: Vec<Gfid>,
         /// The session reply table.
         replies: Vec<RememberedReply>,
     },
