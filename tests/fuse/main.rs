@@ -1,4 +1,9 @@
-//! See ARCHITECTURE.md, "Tests".
+//! The mount as applications see it, over a whole cluster on one machine.
+
+mod applications;
+mod fsx;
+mod posix;
+mod survival;
 
 #[path = "../support/mod.rs"]
 mod support;

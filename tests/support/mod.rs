@@ -2,6 +2,8 @@
 
 #![allow(dead_code, missing_docs, reason = "each test binary uses its own part")]
 
+pub mod dev;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -131,6 +133,11 @@ impl Daemon {
     /// SIGTERM, then waits for the end; true when the daemon ended well.
     pub fn stop(&mut self, timeout: Duration) -> bool {
         self.signal("TERM");
+        self.ended_well(timeout)
+    }
+
+    /// Waits for the end; true when the daemon ended well. Kills it when it does not end.
+    pub fn ended_well(&mut self, timeout: Duration) -> bool {
         let started = Instant::now();
         while started.elapsed() < timeout {
             if let Ok(Some(status)) = self.child.try_wait() {

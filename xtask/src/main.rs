@@ -21,7 +21,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mkfs.xfs", "xfsprogs"),
     ("cc", "gcc"),
     ("mount", "mount"),
+    ("nsenter", "util-linux"),
 ];
+
+/// The file system exerciser that the mount is tested with.
+const FSX_VERSION: &str = "0.3.2";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -65,6 +69,7 @@ fn setup() -> Result<()> {
         root,
         "the tests mount file systems and make network namespaces, so they need root; run: sudo -E env PATH=\"$PATH\" cargo xtask test"
     );
+    install_fsx()?;
     if !Path::new("/dev/fuse").exists() {
         let made = Command::new("mknod").args(["/dev/fuse", "c", "10", "229"]).status().context("make /dev/fuse")?;
         ensure!(made.success(), "/dev/fuse is missing and cannot be made");
@@ -72,13 +77,22 @@ fn setup() -> Result<()> {
     Ok(())
 }
 
+/// Installs fsx from its crate, into the project's own target directory.
+fn install_fsx() -> Result<()> {
+    if Path::new("target/tools/bin/fsx").exists() {
+        return Ok(());
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let args = ["install", "--quiet", "--locked", "--version", FSX_VERSION, "--root", "target/tools", "fsx"];
+    let installed = Command::new(cargo).args(args).status().context("install fsx")?;
+    ensure!(installed.success(), "`cargo install fsx` failed ({installed})");
+    Ok(())
+}
+
 /// Cargo's own runner, so that nothing but the toolchain is needed; its closing lines end the output.
 fn test(filters: &[String]) -> Result<()> {
     setup()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // The daemons under test are built once, optimised: the whole-system tests time out and copy for real.
-    let built = Command::new(&cargo).args(["build", "--release", "--package", "brickraft"]).status().context("build the daemons")?;
-    ensure!(built.success(), "the daemons do not build");
     let status =
         Command::new(&cargo).args(["test", "--workspace", "--no-fail-fast", "--"]).args(filters).status().context("run cargo test")?;
     if !status.success() {
