@@ -66,7 +66,7 @@ fn a_mount_of_its_own_can_be_killed_and_unmounted() {
     run(command(["umount"]).arg(&dir));
 
     // In the background, as mount(8) leaves it; a second one on the same point is refused.
-    let mut mount = || {
+    let mount = || {
         let mut c = enter(&dev.netns, [BRICKRAFT, "mount", "127.0.0.2:dev"]);
         output(c.arg(&dir))
     };
