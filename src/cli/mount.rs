@@ -49,6 +49,19 @@ fn seconds(name: &str, value: &str) -> Result<Duration> {
     Ok(Duration::from_secs_f64(s))
 }
 
+/// GlusterFS's levels as ours.
+fn log_level(value: &str) -> Result<&'static str> {
+    Ok(match value.to_ascii_uppercase().as_str() {
+        "TRACE" => "trace",
+        "DEBUG" => "debug",
+        "INFO" => "info",
+        "WARNING" => "warn",
+        "ERROR" | "CRITICAL" => "error",
+        "NONE" => "off",
+        _ => bail!("option log-level={value}: must be TRACE, DEBUG, INFO, WARNING, ERROR, CRITICAL or NONE"),
+    })
+}
+
 fn parse(options: &[String]) -> Result<Parsed> {
     let mut p = Parsed::default();
     for option in options.iter().filter(|o| !o.is_empty()) {
@@ -57,7 +70,7 @@ fn parse(options: &[String]) -> Result<Parsed> {
             "ro" => p.mount.read_only = true,
             "rw" | "defaults" | "_netdev" | "auto" | "noauto" | "nofail" | "user" | "nouser" | "exec" | "suid" | "dev" | "async"
             | "relatime" | "noatime" | "acl" => {}
-            "log-level" => p.log_level = Some(value.to_lowercase()),
+            "log-level" => p.log_level = Some(log_level(value)?.to_owned()),
             "log-file" => p.log_file = Some(value.to_owned()),
             "backup-volfile-servers" | "backupvolfile-server" => p.backup.extend(value.split(':').map(str::to_owned)),
             "attribute-timeout" => p.mount.attribute_timeout = seconds(name, value)?,

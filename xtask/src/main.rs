@@ -94,7 +94,7 @@ fn test(filters: &[String]) -> Result<()> {
     setup()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status =
-        Command::new(&cargo).args(["test", "--workspace", "--no-fail-fast", "--"]).args(filters).status().context("run cargo test")?;
+        Command::new(&cargo).args(["test", "--no-fail-fast", "--"]).args(filters).status().context("run cargo test")?;
     if !status.success() {
         bail!("tests failed");
     }
