@@ -117,7 +117,8 @@ pub fn workload(wal: &mut Wal<SimIo>, model: &mut Model, seed: u64, appends: usi
         model.append(group, &batch);
         assert_eq!(lsn.0 as usize, model.at_lsn.len() - 1);
         let disk = wal.io().disk().clone();
-        disk.complete(rng.random_range(0..4));
+        // Slower than the appends come, so that several batches are in flight when the power goes.
+        disk.complete(usize::from(rng.random_bool(0.5)));
         if rng.random_bool(0.7) {
             model.durable = wal.poll()?;
         }
