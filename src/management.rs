@@ -111,8 +111,8 @@ pub struct JoinRequest {
     pub peer_urls: Vec<String>,
     /// Where clients will reach it.
     pub client_urls: Vec<String>,
-    /// The members so far and their peer URLs.
-    pub members: BTreeMap<NodeId, Vec<String>>,
+    /// The members so far and their peer URLs. No map: inside a tagged enum serde reads no map with numbers for keys.
+    pub members: Vec<(NodeId, Vec<String>)>,
 }
 
 /// The answer to [`Ask::Whoami`].
@@ -309,6 +309,21 @@ pub fn with_port(address: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_join_survives_the_wire() {
+        let request = JoinRequest {
+            cluster_id: u64::MAX,
+            member_id: NodeId(7),
+            host: "h2".into(),
+            peer_urls: vec!["http://h2:2380".into()],
+            client_urls: Vec::new(),
+            members: vec![(NodeId(u64::MAX), vec!["http://h1:2380".into()])],
+        };
+        let text = serde_json::to_vec(&Ask::Join(request.clone())).expect("encode");
+        let Ok(Ask::Join(back)) = serde_json::from_slice(&text) else { panic!("{}", String::from_utf8_lossy(&text)) };
+        assert_eq!(back.members, request.members);
+    }
 
     #[test]
     fn ports_are_added_where_missing() {

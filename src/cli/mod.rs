@@ -8,6 +8,7 @@ mod volume;
 
 use crate::management::{ANSWER_TIMEOUT, Ask, AskError, BRICK_PORT, ask, with_port};
 use anyhow::{Context, Result};
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use print::Printer;
 use serde::de::DeserializeOwned;
@@ -78,13 +79,26 @@ impl Context_ {
     }
 }
 
+/// A usage error as one line: what is wrong, and the usage where clap tells it.
+fn one_line(rendered: &str) -> String {
+    let parts = rendered.split("\n\n").map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
+    let told = parts.filter(|p| !p.is_empty() && !p.starts_with("tip:") && !p.starts_with("For more information"));
+    let line = told.collect::<Vec<_>>().join("; ");
+    line.strip_prefix("error: ").unwrap_or(&line).replacen("; Usage:", "; usage:", 1)
+}
+
 /// Runs the command line; the process's exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(e) => {
+        Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = e.print();
             return if e.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+        }
+        Err(e) => {
+            Printer { json: args.iter().any(|a| a == "--json") }.error(&anyhow::Error::msg(one_line(&e.to_string())));
+            return ExitCode::from(1);
         }
     };
     let print = Printer { json: cli.json };
@@ -103,5 +117,19 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             print.error(&e);
             ExitCode::from(1)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usage_error_is_one_line() {
+        let said = |words: &str| one_line(&Cli::try_parse_from(words.split(' ')).expect_err(words).to_string());
+        let text = said("brickraft volume create -x replica 2 a:/b");
+        assert!(text.starts_with("unexpected argument '-x' found; usage: brickraft volume create") && !text.contains('\n'), "{text}");
+        let text = said("brickraft volume create");
+        assert!(text.starts_with("the following required arguments were not provided: <NAME>") && !text.contains('\n'), "{text}");
     }
 }

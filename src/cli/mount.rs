@@ -20,7 +20,8 @@ pub(crate) struct MountArgs {
     source: String,
     /// The directory to mount on
     dir: PathBuf,
-    /// ro, log-level=, log-file=, backup-volfile-servers=HOST:HOST, attribute-timeout=, entry-timeout=, reader-thread-count=
+    /// ro, log-level=, log-file=, backup-volfile-servers=HOST:HOST, attribute-timeout=, entry-timeout=, reader-thread-count=,
+    /// op-timeout= (seconds that an operation waits for a server before it fails; 60)
     #[arg(short = 'o', value_delimiter = ',')]
     options: Vec<String>,
     /// Stay in the foreground until unmounted
@@ -38,6 +39,7 @@ const READY: &str = "mounted";
 #[derive(Debug, Default)]
 struct Parsed {
     mount: MountOptions,
+    client: ClientOptions,
     backup: Vec<String>,
     log_level: Option<String>,
     log_file: Option<String>,
@@ -75,6 +77,7 @@ fn parse(options: &[String]) -> Result<Parsed> {
             "backup-volfile-servers" | "backupvolfile-server" => p.backup.extend(value.split(':').map(str::to_owned)),
             "attribute-timeout" => p.mount.attribute_timeout = seconds(name, value)?,
             "entry-timeout" => p.mount.entry_timeout = seconds(name, value)?,
+            "op-timeout" => p.client.op_timeout = seconds(name, value)?.max(Duration::from_secs(1)),
             "reader-thread-count" => {
                 p.mount.threads = value
                     .parse()
@@ -123,7 +126,7 @@ pub(crate) fn run(args: &MountArgs, print: Printer) -> Result<()> {
 
 fn serve(source: &str, servers: &[String], volume: &str, dir: &Path, parsed: &Parsed, tell_ready: bool) -> Result<()> {
     let stop = crate::signals::Stop::install()?;
-    let client = VolumeClient::open(servers, volume, ClientOptions::default())?;
+    let client = VolumeClient::open(servers, volume, parsed.client)?;
     let options = MountOptions { source: source.to_owned(), ..parsed.mount.clone() };
     let mount = Mount::new(Arc::new(client), dir, &options).with_context(|| format!("mount on {}", dir.display()))?;
     if tell_ready {
