@@ -25,6 +25,9 @@ pub(super) const PEER_ANSWER: Duration = Duration::from_secs(10);
 /// How long one may take to say that it is there.
 pub(super) const PEER_ALIVE: Duration = Duration::from_millis(1500);
 
+/// How long a brick that was told to stop may take to close; less than [`PEER_ANSWER`].
+const BRICK_CLOSES: Duration = Duration::from_secs(5);
+
 /// What the management port works with.
 pub struct Admin {
     pub(super) config: ServerConfig,
@@ -77,7 +80,7 @@ impl Admin {
             Ask::Whoami => value(self.whoami().await?),
             Ask::Join(request) => self.join(&request, seen_by).await,
             Ask::BrickPrepare { volume, brick, path, force } => brick_prepare(&volume, brick, &path, force),
-            Ask::BrickRelease { volume, brick, path } => brick_release(&volume, brick, &path),
+            Ask::BrickRelease { volume, brick, path } => brick_release(&volume, brick, &path).await,
             Ask::BrickAdmin { brick, request } => value(self.bricks.admin(brick, request).await.context("the brick does not run here")?),
             Ask::BrickStatus => {
                 let port = port_of(&self.config.listen_brick);
@@ -188,13 +191,18 @@ fn brick_prepare(volume: &str, brick: BrickId, path: &str, force: bool) -> Resul
     Ok(json!({ "on_root": on_root }))
 }
 
-/// Takes the identity away from a brick of this volume; the files stay.
-fn brick_release(volume: &str, brick: BrickId, path: &str) -> Result<Value> {
+/// Takes the identity away from a brick of this volume; the files stay. A brick that was just stopped may take a moment
+/// to close.
+async fn brick_release(volume: &str, brick: BrickId, path: &str) -> Result<Value> {
     check_brick_path(path)?;
     let private = Path::new(path).join(".brickraft");
-    let meta = {
-        let store = DirStore::open(Path::new(path)).map_err(|e| anyhow!("{e}"))?;
-        brickraft_fs::store::BrickStore::meta(&store)
+    let asked = tokio::time::Instant::now();
+    let meta = loop {
+        match DirStore::open(Path::new(path)) {
+            Ok(store) => break brickraft_fs::store::BrickStore::meta(&store),
+            Err(StoreError::Locked { .. }) if asked.elapsed() < BRICK_CLOSES => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(e) => bail!("{e}"),
+        }
     };
     ensure!(meta.volume == volume_id(volume)? && meta.brick == brick, "{path} belongs to another volume");
     std::fs::remove_dir_all(&private).with_context(|| format!("remove {}", private.display()))?;

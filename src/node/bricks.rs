@@ -47,7 +47,7 @@ struct Brick {
     admin: RefCell<BTreeMap<u64, oneshot::Sender<GroupInfo>>>,
     next_admin: Cell<u64>,
     left: RefCell<Option<oneshot::Sender<()>>>,
-    timer: Notify,
+    timer: Rc<Notify>,
     tasks: RefCell<Vec<AbortHandle>>,
 }
 
@@ -206,17 +206,20 @@ impl Bricks {
             admin: RefCell::default(),
             next_admin: Cell::new(1),
             left: RefCell::default(),
-            timer: Notify::new(),
+            timer: Rc::default(),
             tasks: RefCell::default(),
         });
         let weak = Rc::downgrade(&brick);
-        let (this, timed) = (self.clone(), weak.clone());
+        let (this, timed, timer) = (self.clone(), weak.clone(), brick.timer.clone());
         let mut tasks = vec![spawn_local(async move {
-            while let Some(brick) = timed.upgrade() {
-                let due = this.clock.instant(brick.core.borrow().next_timeout());
+            // While it waits it does not hold the brick: a brick that is dropped must close at once.
+            while let Some(due) = timed.upgrade().map(|brick| this.clock.instant(brick.core.borrow().next_timeout())) {
                 tokio::select! {
-                    () = tokio::time::sleep_until(due.into()) => this.handle(&brick, ReplicaEvent::Timer),
-                    () = brick.timer.notified() => {}
+                    () = tokio::time::sleep_until(due.into()) => {
+                        let Some(brick) = timed.upgrade() else { return };
+                        this.handle(&brick, ReplicaEvent::Timer);
+                    }
+                    () = timer.notified() => {}
                 }
             }
         })];

@@ -27,6 +27,40 @@ fn remove(brick: &Path, dot_files: bool) {
     }
 }
 
+/// (c): bytes are flipped in one brick, which moves the files' mtime: an open finds it.
+fn flipped(of: impl FnOnce(&Lab) -> usize) {
+    let (lab, _) = with_tree();
+    let mnt = lab.hosts[2].mount("h1", "rep", "mnt");
+    let want: Vec<(String, Vec<u8>)> = (1..20).map(|n| (format!("flipped-{n}"), writer::content(n))).collect();
+    for (name, content) in &want {
+        fs::write(mnt.join(name), content).expect("write");
+    }
+    lab.hosts[2].unmount("mnt");
+    let brick = lab.brick_dir(of(&lab));
+    for (name, _) in &want {
+        let to = format!("of={}", brick.join(name).display());
+        run(&mut command(["dd", "if=/dev/urandom", &to, "bs=1", "count=16", "seek=40", "conv=notrunc", "status=none"]));
+    }
+    let mnt = lab.hosts[2].mount("h1,h2", "rep", "mnt");
+    for (name, content) in &want {
+        assert!(&fs::read(mnt.join(name)).expect("read") == content, "{name} is read as it was altered");
+    }
+    lab.bricks_become_equal();
+    for (name, content) in &want {
+        assert!(&fs::read(brick.join(name)).expect("read") == content, "{name} is not healed");
+    }
+}
+
+#[test]
+fn bytes_of_the_primary_are_flipped() {
+    flipped(Lab::primary);
+}
+
+#[test]
+fn bytes_of_the_secondary_are_flipped() {
+    flipped(|lab| 1 - lab.primary());
+}
+
 fn removed(of: impl FnOnce(&Lab) -> usize, dot_files: bool, heal: &[&str]) {
     let (lab, tree) = with_tree();
     remove(&lab.brick_dir(of(&lab)), dot_files);

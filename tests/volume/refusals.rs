@@ -1,7 +1,7 @@
 //! Wrong input: one clear line and a non-zero exit, and JSON on request.
 
-use crate::lab::{Host, Lab};
-use crate::support::{BRICKRAFT, output, run, text};
+use crate::lab::{HEAL, Host, Lab};
+use crate::support::{BRICKRAFT, output, run, text, wait_for};
 use serde_json::Value;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -130,6 +130,10 @@ fn mounts(lab: &Lab) {
     refused(h1, &["mount", "h1:rep", &mnt], "already mounted");
     std::fs::write(h1.path(&mnt).join("file"), "content").expect("write through mount(8)'s mount");
     h1.unmount("mnt");
+    wait_for("both bricks are in sync", HEAL, || {
+        let status = h1.json(&["volume", "status", "rep"]);
+        status[0]["bricks"].as_array()?.iter().all(|b| matches!(b["state"].as_str(), Some("primary" | "in sync"))).then_some(())
+    });
     let again = h1.mount("h2", "rep", "mnt");
     assert_eq!(std::fs::read(again.join("file")).expect("read"), b"content");
     h1.unmount("mnt");
