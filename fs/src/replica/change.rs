@@ -3,6 +3,7 @@
 use super::flight::Launch;
 use super::order::Ticket;
 use super::primary::keys;
+use super::sessions::Known;
 use super::types::{ClientRequest, RepOp, ReplicaError};
 use super::{Disk, ReplicaCore, Task};
 use crate::fop::{Attr, Errno, FileKind, Fop, Gfid, RENAME_EXCHANGE, Reply};
@@ -11,6 +12,18 @@ use bytes::Bytes;
 
 impl<S: Disk> ReplicaCore<S> {
     pub(super) fn start_change(&mut self, ticket: Ticket, r: ClientRequest, confirmed: bool) {
+        match self.sessions.known(r.session, r.op) {
+            Known::New => {}
+            known => {
+                // Answered while this copy of it waited: it must not be done after its answer.
+                self.order.done(ticket);
+                self.p.by_op.remove(&(r.session, r.op));
+                if let Known::Done(result) = known {
+                    self.reply(r.conn, r.request, result.map_err(ReplicaError::Errno), Bytes::new());
+                }
+                return;
+            }
+        }
         let behind = self.objects_behind(&r.fop);
         for attr in &behind {
             if self.order.blocked(ticket, attr.gfid) {
@@ -139,21 +152,24 @@ impl<S: Disk> ReplicaCore<S> {
 
     /// The own disk refused a change, with nothing changed.
     pub(super) fn refused(&mut self, r: &ClientRequest, e: Errno, confirmed: bool) {
-        self.p.by_op.remove(&(r.session, r.op));
         if matches!(e, Errno::EIO | Errno::EROFS) && !self.others().is_empty() {
             // The disk's trouble, not the client's: the others go on.
             self.note_damage(format!("the disk refused a change: {e}"));
             self.p.failed = Some(self.others());
-            return self.refuse(r, ReplicaError::Busy);
+            return self.busy(r);
         }
-        let touches: Vec<Gfid> = keys(&r.fop).into_iter().map(|k| k.0).collect();
-        if r.retry && self.sessions.is_doubtful(r.session, r.op) && self.has_happened(&r.fop, e) {
-            return self.reply_after((r.conn, r.request), &touches, Ok(Reply::Done), Bytes::new());
-        }
-        if e == Errno::ENOENT && !confirmed && self.confirm_refusal(r) {
+        let happened = r.retry && self.sessions.is_doubtful(r.session, r.op) && self.has_happened(&r.fop, e);
+        // While another brick is asked the op counts as under way, so that a retry does not overtake it.
+        if !happened && e == Errno::ENOENT && !confirmed && self.confirm_refusal(r) {
             return;
         }
-        self.reply_after((r.conn, r.request), &touches, Err(ReplicaError::Errno(e)), Bytes::new());
+        self.p.by_op.remove(&(r.session, r.op));
+        let result = if happened { Ok(Reply::Done) } else { Err(e) };
+        if !matches!(r.fop, Fop::Fsync { .. }) {
+            self.sessions.remember(r.session, r.op, result.clone());
+        }
+        let touches: Vec<Gfid> = keys(&r.fop).into_iter().map(|k| k.0).collect();
+        self.reply_after((r.conn, r.request), &touches, result.map_err(ReplicaError::Errno), Bytes::new());
     }
 
     /// A retried change whose outcome is no longer remembered: does the state show that it was done?

@@ -8,7 +8,7 @@
 //! equal, what is there is kept rather than lost.
 
 use super::order::{Mode::Exclusive, Ticket};
-use super::types::{BrickId, ClientRequest, PeerMsg, ReplicaError};
+use super::types::{BrickId, ClientRequest, PeerMsg};
 use super::{Disk, ReplicaCore, Task};
 use crate::fop::{Attr, Errno, FileKind, Fop, FopResult, Gfid, Reply};
 use crate::heal::{Direction, HealPlan, Healer, Step};
@@ -137,7 +137,7 @@ impl<S: Disk> ReplicaCore<S> {
 
     fn confirm(&mut self, r: &ClientRequest) -> bool {
         if !self.check_intact() {
-            self.refuse(r, ReplicaError::Busy);
+            self.busy(r);
             return true;
         }
         let (Some(of), Some(probe)) = (self.others().first().copied(), probe_of(&r.fop)) else { return false };
@@ -204,7 +204,7 @@ impl<S: Disk> ReplicaCore<S> {
     /// Runs a request for the second time, now without asking.
     fn again(&mut self, r: ClientRequest) {
         if self.is_frozen() && super::primary::is_change(&r.fop) {
-            return self.refuse(&r, ReplicaError::Busy);
+            return self.busy(&r);
         }
         self.admit(r, true);
     }
@@ -213,7 +213,7 @@ impl<S: Disk> ReplicaCore<S> {
         if self.p.repairs.len() < REPAIRS_MAX {
             self.p.repairs.push_back(job);
         } else if let Some(r) = job.request {
-            self.refuse(&r, ReplicaError::Busy);
+            self.busy(&r);
         }
     }
 
@@ -372,7 +372,10 @@ impl<S: Disk> ReplicaCore<S> {
     pub(super) fn asks_in_new_epoch(&mut self) {
         for ask in std::mem::take(&mut self.p.asks).into_values() {
             match ask.why {
-                Why::Confirm { request, .. } => self.p.room.push_back(request),
+                Why::Confirm { request, .. } => {
+                    self.p.by_op.remove(&(request.session, request.op));
+                    self.p.room.push_back(request);
+                }
                 Why::Repair { .. } => {
                     if let Some(r) = &mut self.p.repair {
                         r.asked = false;

@@ -299,10 +299,8 @@ impl<S: Disk> ReplicaCore<S> {
         }
         self.p.by_op.remove(&(f.session, f.op));
         let result = f.local.clone().unwrap_or(Err(Errno::EIO));
-        if let Ok(reply) = &result
-            && !f.is_sync()
-        {
-            self.sessions.remember(f.session, f.op, reply.clone());
+        if !f.is_sync() {
+            self.sessions.remember(f.session, f.op, result.clone());
         }
         for (conn, request) in &f.clients {
             self.reply(*conn, *request, result.clone().map_err(ReplicaError::Errno), Bytes::new());

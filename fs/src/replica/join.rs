@@ -423,6 +423,17 @@ impl<S: Disk> ReplicaCore<S> {
         self.send_with(self.group.primary, msg, dirty);
     }
 
+    /// Drops the nameless files that the primary does not keep.
+    pub(super) fn drop_other_orphans(&mut self, keep: &[Gfid]) {
+        for gfid in self.store.orphans().unwrap_or_default() {
+            if !keep.contains(&gfid)
+                && let Err(e) = self.store.keep_orphan(gfid, false)
+            {
+                self.note_damage(format!("cannot drop the nameless file {gfid}: {e}"));
+            }
+        }
+    }
+
     pub(super) fn on_join_ready(&mut self, attempt: u64, seq: u64, orphans: &[Gfid], replies: Vec<RememberedReply>) {
         if self.role != super::Role::Outsider || attempt != self.o.attempt {
             return;
@@ -433,13 +444,7 @@ impl<S: Disk> ReplicaCore<S> {
             }
             return;
         }
-        for gfid in self.store.orphans().unwrap_or_default() {
-            if !orphans.contains(&gfid)
-                && let Err(e) = self.store.keep_orphan(gfid, false)
-            {
-                self.note_damage(format!("cannot drop the nameless file {gfid}: {e}"));
-            }
-        }
+        self.drop_other_orphans(orphans);
         let primary = (self.group.primary, self.group.incarnations.get(&self.group.primary).copied());
         self.o.ready = Some(Ready { primary, seq, replies, synced: false });
         self.submit(DataTask::JoinSync(seq), DataOp::SyncAll);

@@ -243,7 +243,7 @@ impl<S: Disk> ReplicaCore<S> {
                 self.s.asked = true;
                 self.send_recent();
             }
-            PeerMsg::TookOver { seq, replies, .. } => self.on_took_over(seq, replies),
+            PeerMsg::TookOver { seq, orphans, replies, .. } => self.on_took_over(seq, &orphans, replies),
             PeerMsg::Checkpoint { mark, .. } => self.on_checkpoint(mark),
             PeerMsg::CheckpointCommit { mark, .. } => self.on_checkpoint_commit(mark),
             _ => {}

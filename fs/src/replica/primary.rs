@@ -133,6 +133,12 @@ impl<S: Disk> ReplicaCore<S> {
         self.reply(r.conn, r.request, Err(error), Bytes::new());
     }
 
+    /// The client is to try again; what is done then is a new attempt.
+    pub(super) fn busy(&mut self, r: &ClientRequest) {
+        self.p.by_op.remove(&(r.session, r.op));
+        self.refuse(r, ReplicaError::Busy);
+    }
+
     pub(super) fn on_client(&mut self, r: ClientRequest) {
         let config = || self.group.clone();
         if self.group.epoch == 0 || r.epoch > self.group.epoch || self.wiped || self.p.failed.is_some() {
@@ -182,13 +188,14 @@ impl<S: Disk> ReplicaCore<S> {
             None => {}
         }
         match self.sessions.known(r.session, r.op) {
-            Known::Done(reply) => {
+            Known::Done(result) => {
                 if let Fop::Open { gfid, .. } = r.fop
+                    && result.is_ok()
                     && !self.sessions.has_open(r.session, gfid)
                 {
                     return false;
                 }
-                self.reply(r.conn, r.request, Ok(reply), Bytes::new());
+                self.reply(r.conn, r.request, result.map_err(ReplicaError::Errno), Bytes::new());
                 true
             }
             Known::Forgotten => {
@@ -203,7 +210,7 @@ impl<S: Disk> ReplicaCore<S> {
     pub(super) fn admit(&mut self, r: ClientRequest, confirmed: bool) {
         let full = self.order.len() + self.p.flights.len() >= REQUESTS_MAX || self.p.held.len() + self.p.asks.len() >= REQUESTS_MAX;
         if full || (self.p.bytes >= FLIGHT_BYTES_MAX && !r.payload.is_empty()) {
-            return self.refuse(&r, ReplicaError::Busy);
+            return self.busy(&r);
         }
         if let Fop::Release { gfid } = r.fop {
             return self.release(&r, gfid);
@@ -224,7 +231,7 @@ impl<S: Disk> ReplicaCore<S> {
         if self.sessions.release(r.session, gfid) {
             self.drop_orphan(gfid);
         }
-        self.sessions.remember(r.session, r.op, Reply::Done);
+        self.sessions.remember(r.session, r.op, Ok(Reply::Done));
         self.reply(r.conn, r.request, Ok(Reply::Done), Bytes::new());
     }
 

@@ -58,7 +58,7 @@ impl<S: Disk> ReplicaCore<S> {
         }
         if let (Fop::Open { gfid, .. }, Ok(_)) = (&r.fop, &result) {
             self.sessions.open(r.session, *gfid);
-            self.sessions.remember(r.session, r.op, result.clone().unwrap_or(Reply::Done));
+            self.sessions.remember(r.session, r.op, result.clone());
         }
         self.reply_after((r.conn, r.request), &keys, result.map_err(ReplicaError::Errno), payload);
     }

@@ -148,7 +148,7 @@ impl<S: Disk> ReplicaCore<S> {
         if let Ok(reply) = &result
             && !is_sync(&r.rep)
         {
-            self.sessions.remember(r.session, r.op, reply.clone());
+            self.sessions.remember(r.session, r.op, Ok(reply.clone()));
         }
         if self.role != Role::Secondary {
             return;

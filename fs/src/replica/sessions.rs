@@ -1,7 +1,7 @@
 //! What a brick remembers of its clients' sessions: outcomes, so that a retry is recognised, and open files.
 
 use super::types::RememberedReply;
-use crate::fop::{Gfid, Reply};
+use crate::fop::{FopResult, Gfid, Reply};
 use std::collections::BTreeMap;
 
 /// Most outcomes that are kept for one session. A client may have at most this many unanswered operations.
@@ -11,7 +11,8 @@ pub const SESSIONS_MAX: usize = 16_384;
 
 #[derive(Debug, Default)]
 struct Session {
-    replies: BTreeMap<u64, Reply>,
+    /// Refusals too, but these are known to the primary alone.
+    replies: BTreeMap<u64, FopResult>,
     /// The client has the answers of everything up to this op.
     acked: u64,
     open: BTreeMap<Gfid, u32>,
@@ -36,7 +37,7 @@ pub(super) struct Sessions {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Known {
     New,
-    Done(Reply),
+    Done(FopResult),
     Forgotten,
 }
 
@@ -90,7 +91,7 @@ impl Sessions {
         }
     }
 
-    pub fn remember(&mut self, session: u64, op: u64, reply: Reply) {
+    pub fn remember(&mut self, session: u64, op: u64, reply: FopResult) {
         if session == 0 {
             return;
         }
@@ -111,7 +112,8 @@ impl Sessions {
         let mut table = Vec::new();
         for (&session, s) in &self.sessions {
             table.push(RememberedReply { session, op: 0, reply: Reply::Offset(s.acked) });
-            table.extend(s.replies.iter().map(|(&op, reply)| RememberedReply { session, op, reply: reply.clone() }));
+            let done = s.replies.iter().filter_map(|(&op, r)| r.as_ref().ok().map(|reply| (op, reply.clone())));
+            table.extend(done.map(|(op, reply)| RememberedReply { session, op, reply }));
         }
         table
     }
@@ -124,7 +126,7 @@ impl Sessions {
         for r in table {
             match r.reply {
                 Reply::Offset(acked) if r.op == 0 => self.ack(r.session, acked),
-                reply => self.remember(r.session, r.op, reply),
+                reply => self.remember(r.session, r.op, Ok(reply)),
             }
         }
     }
@@ -185,9 +187,9 @@ mod tests {
     #[test]
     fn remembers_until_acknowledged() {
         let mut s = Sessions::default();
-        s.remember(7, 1, Reply::Done);
-        s.remember(7, 2, Reply::Offset(2));
-        assert_eq!(s.known(7, 2), Known::Done(Reply::Offset(2)));
+        s.remember(7, 1, Ok(Reply::Done));
+        s.remember(7, 2, Ok(Reply::Offset(2)));
+        assert_eq!(s.known(7, 2), Known::Done(Ok(Reply::Offset(2))));
         s.ack(7, 1);
         assert_eq!((s.known(7, 1), s.known(7, 3), s.known(8, 1)), (Known::Forgotten, Known::New, Known::New));
         assert_eq!(s.table().len(), 2);

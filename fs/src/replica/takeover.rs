@@ -143,13 +143,19 @@ impl<S: Disk> ReplicaCore<S> {
     fn tell(&mut self, t: &mut TakeOver, brick: BrickId) {
         t.telling.insert(brick);
         t.began = self.now;
-        let msg = PeerMsg::TookOver { epoch: self.group.epoch, seq: self.p.seq, replies: self.sessions.table() };
+        let msg = self.took_over();
         self.send(brick, msg);
     }
 
+    fn took_over(&mut self) -> PeerMsg {
+        let orphans = self.store.orphans().unwrap_or_default();
+        PeerMsg::TookOver { epoch: self.group.epoch, seq: self.p.seq, orphans, replies: self.sessions.table() }
+    }
+
     pub(super) fn tick_take_over(&mut self) {
-        let (now, epoch, seq) = (self.now, self.group.epoch, self.p.seq);
-        let pause = self.timing.retransmit;
+        let (now, epoch, pause) = (self.now, self.group.epoch, self.timing.retransmit);
+        let again = self.p.take_over.as_ref().is_some_and(|t| t.asking && now.since(t.sent) >= pause && !t.telling.is_empty());
+        let told = again.then(|| self.took_over());
         let Some(t) = &mut self.p.take_over else { return };
         if !t.asking || now.since(t.sent) < pause {
             return;
@@ -157,7 +163,7 @@ impl<S: Disk> ReplicaCore<S> {
         t.sent = now;
         let mut again: Vec<(BrickId, PeerMsg, Bytes)> = Vec::new();
         again.extend(t.asked.iter().map(|&b| (b, PeerMsg::TakeOver { epoch }, Bytes::new())));
-        again.extend(t.telling.iter().map(|&b| (b, PeerMsg::TookOver { epoch, seq, replies: self.sessions.table() }, Bytes::new())));
+        again.extend(told.iter().flat_map(|m| t.telling.iter().map(|&b| (b, m.clone(), Bytes::new()))));
         if let Some((brick, heal, _)) = &t.healer {
             for (&id, (call, sent)) in &mut t.calls {
                 if now.since(*sent) >= pause {
@@ -186,8 +192,9 @@ impl<S: Disk> ReplicaCore<S> {
     }
 
     /// The secondary's side: the new primary has made us equal.
-    pub(super) fn on_took_over(&mut self, seq: u64, replies: Vec<RememberedReply>) {
+    pub(super) fn on_took_over(&mut self, seq: u64, orphans: &[Gfid], replies: Vec<RememberedReply>) {
         if self.s.next.is_none() {
+            self.drop_other_orphans(orphans);
             self.s.next = Some(seq + 1);
             self.s.asked = false;
             self.s.recent.clear();

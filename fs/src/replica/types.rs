@@ -462,6 +462,8 @@ pub enum PeerMsg {
         epoch: u64,
         /// The last seq; the next op has the one after it.
         seq: u64,
+        /// The files without a name that the primary keeps; the brick drops all others.
+        orphans: Vec<Gfid>,
         /// The session reply table.
         replies: Vec<RememberedReply>,
     },

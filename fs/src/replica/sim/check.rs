@@ -87,24 +87,46 @@ pub fn assert_linearizable(history: &[Span], registers: usize) {
     }
 }
 
-/// After power cuts: no read shows a value older than one that was acknowledged and then synced.
+/// For values sorted by their first part: the least second part from each place on.
+fn least_from(sorted: &[(u64, u64)]) -> Vec<u64> {
+    let mut least: Vec<u64> = sorted.iter().map(|e| e.1).collect();
+    for i in (1..least.len()).rev() {
+        least[i - 1] = least[i - 1].min(least[i]);
+    }
+    least
+}
+
+/// The least second part of those whose first part is above `bound`.
+fn least_above(sorted: &[(u64, u64)], least: &[u64], bound: u64) -> u64 {
+    least.get(sorted.partition_point(|e| e.0 <= bound)).copied().unwrap_or(u64::MAX)
+}
+
+/// After power cuts: no read shows a value older than one that was acknowledged and then synced. A sync that came
+/// after a power cut found the write there no more: that loss is allowed.
 pub fn assert_synced_survives(history: &[Span], registers: usize, cuts: &[Time]) {
     for register in 0..registers {
-        let of = |f: fn(&Action) -> bool| history.iter().filter(move |s| s.register == register && f(&s.action));
-        let writes: BTreeMap<u64, &Span> =
-            of(|a| matches!(a, Action::Write(_))).map(|s| if let Action::Write(v) = s.action { (v, s) } else { unreachable!() }).collect();
-        let syncs: Vec<_> = of(|a| matches!(a, Action::Sync)).filter(|s| s.end.is_some()).collect();
-        for read in of(|a| matches!(a, Action::Read(_))).filter(|s| s.end.is_some()) {
-            let Action::Read(v) = read.action else { unreachable!() };
-            let shown_end = if v == 0 { Some(Time(0)) } else { writes[&v].end };
-            let Some(shown_end) = shown_end else { continue };
-            for w in writes.values().filter(|w| w.start > shown_end) {
-                let Some(end) = w.end else { continue };
-                // A sync that came after a power cut found the write there no more: that loss is allowed.
-                let kept = |until: Time| !cuts.iter().any(|&c| c >= end && c <= until);
-                let synced = syncs.iter().any(|s| s.start > end && s.end.is_some_and(|e| e < read.start && kept(e)));
-                assert!(!synced, "register {register}: {v} was read although {:?} was written later and synced", w.action);
+        let ended = || history.iter().filter(move |s| s.register == register).filter_map(|s| s.end.map(|e| (s.action, s.start.0, e.0)));
+        let mut syncs: Vec<_> = ended().filter(|s| s.0 == Action::Sync).map(|s| (s.1, s.2)).collect();
+        syncs.sort_unstable();
+        let sync_least = least_from(&syncs);
+        // For each acknowledged write: since when it is certain to survive.
+        let mut secured = Vec::new();
+        let mut ends = BTreeMap::from([(0, 0)]);
+        for (action, start, end) in ended() {
+            let Action::Write(v) = action else { continue };
+            ends.insert(v, end);
+            let since = least_above(&syncs, &sync_least, end);
+            if !cuts.iter().any(|c| c.0 >= end && c.0 <= since) {
+                secured.push((start, since));
             }
+        }
+        secured.sort_unstable();
+        let least = least_from(&secured);
+        for (action, start, _) in ended() {
+            let Action::Read(v) = action else { continue };
+            let Some(&shown_end) = ends.get(&v) else { continue };
+            let since = least_above(&secured, &least, shown_end);
+            assert!(since >= start, "register {register}: {v} was read at {start} although a later write was secured at {since}");
         }
     }
 }

@@ -112,22 +112,22 @@ fn sweep(bricks: u64, faults: Faults, default: u64) {
 
 #[test]
 fn two_bricks_survive_processes_and_networks() {
-    sweep(2, Faults::Processes, 12);
+    sweep(2, Faults::Processes, 6);
 }
 
 #[test]
 fn three_bricks_survive_processes_and_networks() {
-    sweep(3, Faults::Processes, 12);
+    sweep(3, Faults::Processes, 6);
 }
 
 #[test]
 fn two_bricks_survive_power_cuts() {
-    sweep(2, Faults::Power, 12);
+    sweep(2, Faults::Power, 6);
 }
 
 #[test]
 fn three_bricks_survive_power_cuts() {
-    sweep(3, Faults::Power, 12);
+    sweep(3, Faults::Power, 6);
 }
 
 #[test]
