@@ -74,6 +74,8 @@ mod takeover;
 mod types;
 
 #[cfg(test)]
+mod format_page;
+#[cfg(test)]
 mod sim;
 
 pub use sessions::{REPLIES_MAX, SESSIONS_MAX};
