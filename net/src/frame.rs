@@ -283,6 +283,23 @@ mod tests {
     }
 
     #[test]
+    fn the_page_says_what_the_code_does() {
+        let page = include_str!("../../FORMAT.md");
+        let chapter = page.split("## Frames").nth(1).expect("the chapter").split("\n## ").next().expect("its text");
+        let grouped = |n: usize| {
+            n.to_string().as_bytes().rchunks(3).rev().map(|c| std::str::from_utf8(c).expect("digits")).collect::<Vec<_>>().join(",")
+        };
+        for fact in [
+            format!("`{}`", std::str::from_utf8(&MAGIC).expect("ASCII")),
+            grouped(HEAD_BYTES_MAX),
+            grouped(FRAME_PAYLOAD_BYTES_MAX),
+            format!("| {HEADER_BYTES} | H |"),
+        ] {
+            assert!(chapter.contains(&fact), "FORMAT.md, Frames: {fact} is missing");
+        }
+    }
+
+    #[test]
     fn only_our_preface_is_let_in() {
         for kind in [Preface::Member, Preface::Client, Preface::Brick, Preface::Management] {
             assert_eq!(Preface::parse(kind.bytes()).expect("ours"), kind);

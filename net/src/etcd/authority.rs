@@ -338,10 +338,7 @@ mod tests {
 
     #[test]
     fn urls_are_mended_in_place() {
-        for (bad, good, huffman) in [
-            (&HTTP_HUFFMAN[..], &MENDED[..], true),
-            (b"http://127.0.0.1:2379", b"httpB--127.0.0.1:2379", false),
-        ] {
+        for (bad, good, huffman) in [(&HTTP_HUFFMAN[..], &MENDED[..], true), (b"http://127.0.0.1:2379", b"httpB--127.0.0.1:2379", false)] {
             for step in [1, 7, 1000] {
                 assert_eq!(filtered(&connection(bad, huffman), step), (connection(good, huffman), false), "{step}");
             }

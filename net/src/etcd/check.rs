@@ -40,9 +40,7 @@ pub(super) fn range(r: &pb::RangeRequest) -> Result<(), ApiError> {
     if r.key.is_empty() {
         return Err(KvError::EmptyKey.into());
     }
-    if pb::range_request::SortOrder::try_from(r.sort_order).is_err()
-        || pb::range_request::SortTarget::try_from(r.sort_target).is_err()
-    {
+    if pb::range_request::SortOrder::try_from(r.sort_order).is_err() || pb::range_request::SortTarget::try_from(r.sort_target).is_err() {
         return Err(KvError::InvalidSortOption.into());
     }
     Ok(())

@@ -11,13 +11,7 @@ use pb::cluster_server::Cluster;
 use tonic::{Request, Response, Status};
 
 fn member(id: NodeId, info: &MemberInfo, is_learner: bool) -> pb::Member {
-    pb::Member {
-        id: id.0,
-        name: info.name.clone(),
-        peer_ur_ls: info.peer_urls.clone(),
-        client_ur_ls: info.client_urls.clone(),
-        is_learner,
-    }
+    pb::Member { id: id.0, name: info.name.clone(), peer_ur_ls: info.peer_urls.clone(), client_ur_ls: info.client_urls.clone(), is_learner }
 }
 
 fn members(membership: &Membership) -> Vec<pb::Member> {

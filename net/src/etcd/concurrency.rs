@@ -6,8 +6,8 @@
 use super::status::ApiError;
 use super::{Api, convert};
 use brickraft_engine::kv::types::{
-    Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, KeyValue, Keyspace, OpResponse,
-    PutRequest, RangeRequest, SortOrder, SortTarget, TxnOp, TxnRequest,
+    Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, KeyValue, Keyspace, OpResponse, PutRequest,
+    RangeRequest, SortOrder, SortTarget, TxnOp, TxnRequest,
 };
 use brickraft_engine::kv::{WatchOutput, WatchRequest};
 use brickraft_engine::member::MemberError;
@@ -184,7 +184,10 @@ impl Api {
         let Contender { key, created, lease, new, .. } = contender;
         let turn = turn.map(|revision| Turn { key: key.clone(), created, lease, revision });
         let unheard = answer.send(turn).is_err();
-        if new && (failed || unheard) && let Err(e) = self.withdraw(&key, created).await {
+        if new
+            && (failed || unheard)
+            && let Err(e) = self.withdraw(&key, created).await
+        {
             tracing::warn!(key = ?key, error = %e, "take back the key of a contender that is gone; its lease will");
         }
     }

@@ -151,12 +151,7 @@ pub(super) fn event(e: kv::Event) -> mvccpb::Event {
 }
 
 pub(super) fn range_response(r: kv::RangeResponse, header: pb::ResponseHeader) -> pb::RangeResponse {
-    pb::RangeResponse {
-        header: Some(header),
-        kvs: r.kvs.into_iter().map(key_value).collect(),
-        more: r.more,
-        count: signed(r.count),
-    }
+    pb::RangeResponse { header: Some(header), kvs: r.kvs.into_iter().map(key_value).collect(), more: r.more, count: signed(r.count) }
 }
 
 /// The answers inside a transaction's: their headers carry the revision alone, as etcd's do.
@@ -168,18 +163,14 @@ fn op_response(response: kv::OpResponse, revision: Revision) -> Response {
     let header = pb::ResponseHeader { revision: signed(revision.0), ..Default::default() };
     match response {
         kv::OpResponse::Range(r) => Response::ResponseRange(range_response(r, header)),
-        kv::OpResponse::Put { prev_kv } => {
-            Response::ResponsePut(pb::PutResponse { header: Some(header), prev_kv: prev_kv.map(key_value) })
-        }
+        kv::OpResponse::Put { prev_kv } => Response::ResponsePut(pb::PutResponse { header: Some(header), prev_kv: prev_kv.map(key_value) }),
         kv::OpResponse::DeleteRange { deleted, prev_kvs } => Response::ResponseDeleteRange(pb::DeleteRangeResponse {
             header: Some(header),
             deleted: signed(deleted),
             prev_kvs: prev_kvs.into_iter().map(key_value).collect(),
         }),
-        kv::OpResponse::Txn { succeeded, responses } => Response::ResponseTxn(pb::TxnResponse {
-            header: Some(header),
-            succeeded,
-            responses: txn_responses(responses, revision),
-        }),
+        kv::OpResponse::Txn { succeeded, responses } => {
+            Response::ResponseTxn(pb::TxnResponse { header: Some(header), succeeded, responses: txn_responses(responses, revision) })
+        }
     }
 }

@@ -45,10 +45,9 @@ impl Kv for Api {
         self.settings().limits.size(&request)?;
         let command = Command::Put(Keyspace::User, convert::put(request));
         match self.propose(command).await? {
-            (CommandResponse::Op(OpResponse::Put { prev_kv }), revision) => Ok(Response::new(pb::PutResponse {
-                header: Some(self.header(revision)),
-                prev_kv: prev_kv.map(convert::key_value),
-            })),
+            (CommandResponse::Op(OpResponse::Put { prev_kv }), revision) => {
+                Ok(Response::new(pb::PutResponse { header: Some(self.header(revision)), prev_kv: prev_kv.map(convert::key_value) }))
+            }
             _ => Err(MISMATCH.into()),
         }
     }
@@ -59,13 +58,11 @@ impl Kv for Api {
         self.settings().limits.size(&request)?;
         let command = Command::DeleteRange(Keyspace::User, convert::delete_range(request));
         match self.propose(command).await? {
-            (CommandResponse::Op(OpResponse::DeleteRange { deleted, prev_kvs }), revision) => {
-                Ok(Response::new(pb::DeleteRangeResponse {
-                    header: Some(self.header(revision)),
-                    deleted: convert::signed(deleted),
-                    prev_kvs: prev_kvs.into_iter().map(convert::key_value).collect(),
-                }))
-            }
+            (CommandResponse::Op(OpResponse::DeleteRange { deleted, prev_kvs }), revision) => Ok(Response::new(pb::DeleteRangeResponse {
+                header: Some(self.header(revision)),
+                deleted: convert::signed(deleted),
+                prev_kvs: prev_kvs.into_iter().map(convert::key_value).collect(),
+            })),
             _ => Err(MISMATCH.into()),
         }
     }

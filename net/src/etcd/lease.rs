@@ -1,8 +1,8 @@
 //! The Lease service.
 
+use super::Api;
 use super::pb::etcdserverpb as pb;
 use super::status::ApiError;
-use super::Api;
 use brickraft_engine::kv::types::{Command, KvError};
 use brickraft_engine::member::MemberError;
 use pb::lease_server::Lease;
@@ -87,14 +87,20 @@ impl Lease for Api {
 
     type LeaseKeepAliveStream = ReceiverStream<Answer>;
 
-    async fn lease_keep_alive(&self, request: Request<Streaming<pb::LeaseKeepAliveRequest>>) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let leader_required = self.require_leader(request.metadata())?;
         let (answers, stream) = mpsc::channel(KEEP_ALIVES_MAX);
         tokio::spawn(self.clone().keep_alives(request.into_inner(), answers, leader_required));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
-    async fn lease_time_to_live(&self, request: Request<pb::LeaseTimeToLiveRequest>) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
+    async fn lease_time_to_live(
+        &self,
+        request: Request<pb::LeaseTimeToLiveRequest>,
+    ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         self.require_leader(request.metadata())?;
         let request = request.into_inner();
         let left = match self.handle().lease_ttl(request.id, request.keys).await {

@@ -54,12 +54,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            limits: Limits::default(),
-            lease_ttl_s_min: 2,
-            no_leader_grace: Duration::from_secs(3),
-            version: ETCD_VERSION.to_owned(),
-        }
+        Self { limits: Limits::default(), lease_ttl_s_min: 2, no_leader_grace: Duration::from_secs(3), version: ETCD_VERSION.to_owned() }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The client port: gRPC, and two plain pages on the same socket.
 
+use super::authority::ClientStream;
 use super::pb::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -7,7 +8,6 @@ use super::pb::etcdserverpb::{
 use super::pb::health::health_server::HealthServer;
 use super::pb::v3electionpb::election_server::ElectionServer;
 use super::pb::v3lockpb::lock_server::LockServer;
-use super::authority::ClientStream;
 use super::{Api, Settings};
 use brickraft_engine::member::MemberHandle;
 use std::convert::Infallible;

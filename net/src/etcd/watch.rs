@@ -4,11 +4,11 @@
 //! the first event and "canceled" after the last. A small task for each watch carries its updates over; all of them
 //! block when the client does not read, and then the hub lets the watch fall back to history. Nothing grows.
 
+use super::Api;
 use super::convert;
 use super::pb::etcdserverpb as pb;
 use super::pb::mvccpb;
 use super::status::ApiError;
-use super::Api;
 use brickraft_engine::kv::types::{Event, Keyspace, KvError};
 use brickraft_engine::kv::{WatchOutput, WatchRequest};
 use brickraft_engine::member::{MemberError, WatchStream};
@@ -141,7 +141,12 @@ impl Session {
         self.out.send(Ok(pb::WatchResponse { header, ..response })).await.map_err(|_| Gone)
     }
 
-    async fn run(mut self, mut requests: Streaming<pb::WatchRequest>, mut updates: mpsc::Receiver<Update>, leader_required: bool) -> Result<(), Gone> {
+    async fn run(
+        mut self,
+        mut requests: Streaming<pb::WatchRequest>,
+        mut updates: mpsc::Receiver<Update>,
+        leader_required: bool,
+    ) -> Result<(), Gone> {
         let api = self.api.clone();
         let end = api.stream_end(leader_required);
         tokio::pin!(end);

@@ -20,7 +20,8 @@ fn life_of_a_lease() {
         assert!((90..=100).contains(&left.ttl), "{}", left.ttl);
         let none = lease.lease_time_to_live(pb::LeaseTimeToLiveRequest { id: 99, keys: false }).await.expect("ttl").into_inner();
         assert_eq!((none.id, none.ttl, none.granted_ttl), (99, -1, 0));
-        let mut all: Vec<_> = lease.lease_leases(pb::LeaseLeasesRequest {}).await.expect("leases").into_inner().leases.iter().map(|l| l.id).collect();
+        let mut all: Vec<_> =
+            lease.lease_leases(pb::LeaseLeasesRequest {}).await.expect("leases").into_inner().leases.iter().map(|l| l.id).collect();
         all.sort_unstable();
         assert_eq!(all, [5, chosen]);
 

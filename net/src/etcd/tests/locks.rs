@@ -66,9 +66,8 @@ fn elections() {
         assert_eq!((leader.key.clone(), leader.lease), (format!("e/{lease:x}").into(), lease));
         let mut values = Vec::new();
         let mut second = client.clone();
-        let waiting = tokio::spawn(async move {
-            second.campaign(ve::CampaignRequest { name: "e".into(), lease: other, value: "two".into() }).await
-        });
+        let waiting =
+            tokio::spawn(async move { second.campaign(ve::CampaignRequest { name: "e".into(), lease: other, value: "two".into() }).await });
         wait_for_count(&s, "e/", 2).await;
         values.push(observed.message().await.expect("a leader").expect("no end").kv.expect("a pair").value);
         client.proclaim(ve::ProclaimRequest { leader: Some(leader.clone()), value: "one again".into() }).await.expect("proclaim");

@@ -130,7 +130,11 @@ fn progress_on_request() {
 fn fragments_add_up() {
     with_server(|s| async move {
         let put = |key: String| pb::RequestOp {
-            request: Some(pb::request_op::Request::RequestPut(pb::PutRequest { key: key.into(), value: vec![7; 700_000].into(), ..Default::default() })),
+            request: Some(pb::request_op::Request::RequestPut(pb::PutRequest {
+                key: key.into(),
+                value: vec![7; 700_000].into(),
+                ..Default::default()
+            })),
         };
         s.kv().txn(pb::TxnRequest { success: vec![put("a1".into()), put("a2".into())], ..Default::default() }).await.expect("txn");
         // One revision of more than one message: with the previous values it is twice as large.
