@@ -7,7 +7,8 @@ use super::join::Stage;
 impl<S: Disk> ReplicaCore<S> {
     pub(super) fn on_admin(&mut self, id: u64, request: AdminRequest) {
         match request {
-            AdminRequest::Info | AdminRequest::Scrub => {}
+            AdminRequest::Info => {}
+            AdminRequest::Scrub => self.begin_scrub(),
             AdminRequest::Heal => {
                 for brick in self.group.members.clone() {
                     if brick != self.brick {
@@ -15,7 +16,11 @@ impl<S: Disk> ReplicaCore<S> {
                     }
                 }
             }
-            AdminRequest::HealFull => self.heal_full = self.role == Role::Primary,
+            AdminRequest::HealFull => {
+                // Of bricks out of sync: the next heal compares everything. Of those in sync: a scrub does.
+                self.heal_full = self.group.members.len() > self.group.in_sync.len();
+                self.begin_scrub();
+            }
         }
         let info = self.info();
         self.out.push_back(ReplicaOutput::Admin { id, info });
@@ -47,6 +52,7 @@ impl<S: Disk> ReplicaCore<S> {
         if self.role != Role::Primary {
             return infos;
         }
+        infos.extend(self.p.scrub.as_ref().map(|s| s.info(self.now)));
         for &brick in self.group.members.iter().filter(|b| !self.group.in_sync.contains(b)) {
             let mut info = HealInfo { brick, state: "waiting".to_owned(), ..HealInfo::default() };
             if let Some(j) = self.p.join.as_ref().filter(|j| j.brick == brick) {

@@ -237,6 +237,12 @@ impl<S: Disk> ReplicaCore<S> {
         if self.p.repair.is_none() {
             let Some(job) = self.p.repairs.pop_front() else { return false };
             let keys: Vec<_> = objects_of(&job.probe).into_iter().map(|g| (g, Exclusive)).collect();
+            if self.is_frozen() {
+                self.p.repairs.push_front(job);
+                return false;
+            }
+            // A bitmap must not be cleared of what is healed meanwhile.
+            self.p.checkpoint = None;
             let ticket = self.order.admit(&keys);
             self.tasks.insert(ticket, Task::Repair);
             self.p.repair = Some(Repair {
@@ -302,6 +308,9 @@ impl<S: Disk> ReplicaCore<S> {
         }
         let right = if direction == Direction::Push { "this brick's" } else { "the other brick's" };
         self.note_damage(format!("{:?} differs from brick {}: {right} version is taken", r.job.probe, r.job.peer));
+        if let (Direction::Pull, Some(j)) = (direction, &mut self.p.join) {
+            j.changed_objects(&objects);
+        }
         self.p.heals += 1;
         r.heal = self.p.heals;
         r.healer = Some(Healer::new(direction, HealPlan::objects(objects)));

@@ -23,7 +23,7 @@ const FREEZE_OBJECTS_MAX: usize = 64;
 /// After this many rounds it freezes anyway.
 const ROUNDS_MAX: u32 = 12;
 /// A freeze that lasts longer is lifted, and another round begins.
-const FREEZE_MAX: Duration = Duration::from_secs(10);
+pub(super) const FREEZE_MAX: Duration = Duration::from_secs(10);
 /// More changed objects than this are remembered by bucket.
 const CHANGES_MAX: usize = 65_536;
 
@@ -153,7 +153,13 @@ impl Outsider {
 // The primary's side.
 impl<S: Disk> ReplicaCore<S> {
     pub(super) fn is_frozen(&self) -> bool {
-        self.p.join.as_ref().is_some_and(Join::is_frozen)
+        self.p.join.as_ref().is_some_and(Join::is_frozen) || self.p.scrub.as_ref().is_some_and(super::scrub::Scrub::is_frozen)
+    }
+
+    /// Under freeze: nothing changes any more, here or elsewhere.
+    pub(super) fn is_drained(&self) -> bool {
+        let changing = self.tasks.values().any(|t| !matches!(t, Task::Query(_)));
+        !changing && !self.is_writing() && self.p.flights.is_empty() && self.p.repair.is_none()
     }
 
     pub(super) fn on_join(&mut self, from: BrickId, identity: Identity, attempt: u64, payload: &Bytes) {
@@ -187,6 +193,8 @@ impl<S: Disk> ReplicaCore<S> {
             HealPlan::full()
         };
         tracing::info!(brick = from, partial, buckets = plan.buckets.len(), "heal begins");
+        // A brick that comes back goes before a scrub.
+        self.p.scrub = None;
         self.p.checkpoint = None;
         self.p.heals += 1;
         self.p.join = Some(Join {
@@ -245,8 +253,7 @@ impl<S: Disk> ReplicaCore<S> {
                 Some(true)
             }
             Stage::Draining => {
-                let changing = self.tasks.values().any(|t| !matches!(t, Task::Query(_)));
-                if changing || self.is_writing() || !self.p.flights.is_empty() || self.p.repair.is_some() {
+                if !self.is_drained() {
                     return Some(false);
                 }
                 j.stage = Stage::Last;

@@ -121,6 +121,7 @@ impl<S: Disk> ReplicaCore<S> {
         self.asks_in_new_epoch();
         self.take_over_in_new_epoch();
         self.p.checkpoint = None;
+        self.p.scrub = None;
         self.flights_in_new_epoch();
     }
 

@@ -68,6 +68,7 @@ mod membership;
 mod order;
 mod primary;
 mod query;
+mod scrub;
 mod secondary;
 mod sessions;
 mod takeover;

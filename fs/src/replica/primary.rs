@@ -4,6 +4,7 @@ use super::checkpoint::Checkpoint;
 use super::confirm::{Ask, Repair, RepairJob};
 use super::flight::{Flight, Held};
 use super::join::Join;
+use super::scrub::Scrub;
 use super::order::Mode::{self, Exclusive, Shared};
 use super::sessions::Known;
 use super::takeover::TakeOver;
@@ -51,6 +52,7 @@ pub(super) struct Primary {
     pub repairs: VecDeque<RepairJob>,
     pub repair: Option<Repair>,
     pub join: Option<Join>,
+    pub scrub: Option<Scrub>,
     pub checkpoint: Option<Checkpoint>,
     pub checkpoint_at: Time,
     pub checkpoints: u64,
@@ -68,6 +70,7 @@ impl Primary {
     pub fn is_idle(&self) -> bool {
         self.flights.is_empty() && self.asks.is_empty() && self.take_over.is_none() && self.join.is_none() && self.repair.is_none()
             && self.checkpoint.is_none()
+            && self.scrub.is_none()
     }
 
     pub fn next_id(&mut self) -> u64 {
@@ -258,6 +261,7 @@ impl<S: Disk> ReplicaCore<S> {
         let mut moved = self.advance_take_over();
         moved |= self.advance_repair();
         moved |= self.advance_join();
+        moved |= self.advance_scrub();
         if !self.p.serving || self.is_frozen() {
             // Queries need not wait for the thaw.
             return moved;
@@ -319,6 +323,7 @@ impl<S: Disk> ReplicaCore<S> {
         self.resend_asks();
         self.tick_take_over();
         self.tick_join();
+        self.tick_scrub();
         self.tick_checkpoint();
         self.tick_grace();
     }

@@ -282,6 +282,25 @@ fn a_file_removed_behind_our_back_comes_back() {
 }
 
 #[test]
+fn scrub_finds_a_bit_that_rotted() {
+    for victim in [1, 2] {
+        let mut w = world(2, 1);
+        act(&mut w, 0, write(0)).unwrap();
+        let primary = w.config.primary;
+        // The first scrub signs what agrees; the second finds what differs from its signature.
+        for round in 0..2 {
+            w.give(primary, crate::replica::ReplicaEvent::Admin { id: 1, request: crate::replica::AdminRequest::Scrub });
+            w.run_until("scrubbed", Duration::from_secs(120), |w| w.nodes[&primary].core.as_ref().unwrap().info().heals.is_empty());
+            if round == 0 {
+                w.nodes.get_mut(&victim).unwrap().core.as_mut().unwrap().store().damage_flip(register(0), 3, 1).unwrap();
+            }
+        }
+        let last = wrote(&w, 0);
+        assert_eq!(content(&mut w, 0), last, "victim {victim}");
+    }
+}
+
+#[test]
 fn an_open_file_outlives_its_name_on_all_bricks_and_over_a_new_primary() {
     let mut w = world(2, 2);
     act(&mut w, 0, write(0)).unwrap();
