@@ -451,6 +451,9 @@ impl<S: Disk> ReplicaCore<S> {
             }
             return;
         }
+        if !self.offer() {
+            return;
+        }
         self.drop_other_orphans(orphans);
         let primary = (self.group.primary, self.group.incarnations.get(&self.group.primary).copied());
         self.o.ready = Some(Ready { primary, seq, replies, synced: false });

@@ -25,13 +25,34 @@ use bytes::Bytes;
 impl<S: Disk> ReplicaCore<S> {
     pub(super) fn identity(&self) -> Identity {
         Identity {
-            incarnation: self.meta.incarnation,
+            incarnation: self.incarnation,
             epoch: self.group.epoch,
             synced_epoch: self.meta.synced_epoch,
             in_sync: self.role != Role::Outsider,
-            held: self.meta.held,
+            held: self.lineage(),
             dirty: u32::try_from(self.store.dirty().len()).unwrap_or(u32::MAX),
         }
+    }
+
+    /// The incarnation under which this disk was last in sync, as far as it can know: the group's, if it is the one
+    /// that was offered last (the process may have died before it heard that it was taken).
+    fn lineage(&self) -> u64 {
+        let recorded = self.group.incarnations.get(&self.brick).copied().unwrap_or(0);
+        if recorded == self.meta.incarnation { recorded } else { self.meta.held }
+    }
+
+    /// Before the group is told to take this brick in under its incarnation: the disk must know it. False: it cannot.
+    pub(super) fn offer(&mut self) -> bool {
+        if self.meta.incarnation == self.incarnation {
+            return true;
+        }
+        let meta = crate::store::BrickMeta { held: self.lineage(), incarnation: self.incarnation, ..self.meta };
+        if let Err(e) = self.store.set_meta(meta) {
+            self.fatal(format!("cannot note the incarnation: {e}"));
+            return false;
+        }
+        self.meta = meta;
+        true
     }
 
     /// A committed configuration. The epoch is durable before anything is done in it.
@@ -44,14 +65,14 @@ impl<S: Disk> ReplicaCore<S> {
             return;
         }
         let before = self.role;
-        let holds = config.holds(self.brick, self.meta.incarnation);
+        let holds = config.holds(self.brick, self.incarnation);
         let mut meta = self.meta;
         meta.epoch = config.epoch;
         if holds {
-            meta.held = meta.incarnation;
+            (meta.held, meta.incarnation) = (self.incarnation, self.incarnation);
         } else if before != Role::Outsider {
             // A new life: nothing that was sent to the old one may be taken for the new.
-            meta.incarnation = super::next_incarnation(meta.incarnation, &mut self.rng);
+            self.incarnation = super::next_incarnation(self.incarnation, &mut self.rng);
         }
         if meta != self.meta {
             if let Err(e) = self.store.set_meta(meta)
@@ -322,7 +343,7 @@ impl<S: Disk> ReplicaCore<S> {
         }
         let alone = || {
             let mut new = GroupConfig { epoch: self.group.epoch + 1, primary: self.brick, in_sync: vec![self.brick], ..self.group.clone() };
-            new.incarnations.insert(self.brick, self.meta.incarnation);
+            new.incarnations.insert(self.brick, self.incarnation);
             new
         };
         let went_on = |b: BrickId, i: &Identity| i.held == self.group.incarnations.get(&b).copied().unwrap_or(0);
@@ -357,6 +378,9 @@ impl<S: Disk> ReplicaCore<S> {
         let Some(new) = self.wanted() else { return };
         let recent = self.proposal.is_some_and(|(epoch, at)| epoch == self.group.epoch && self.now.since(at) < self.timing.propose_retry);
         if recent {
+            return;
+        }
+        if self.role == Role::Outsider && new.incarnations.get(&self.brick) == Some(&self.incarnation) && !self.offer() {
             return;
         }
         self.proposal = Some((self.group.epoch, self.now));

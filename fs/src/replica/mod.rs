@@ -178,6 +178,8 @@ pub struct ReplicaCore<S> {
     brick: BrickId,
     store: S,
     meta: BrickMeta,
+    /// What this process runs under. `meta.incarnation` is the last one that was offered to the group, durable before it was.
+    incarnation: u64,
     rng: SmallRng,
     now: Time,
     wall: TimeSpec,
@@ -208,11 +210,11 @@ pub struct ReplicaCore<S> {
 }
 
 impl<S: Disk> ReplicaCore<S> {
-    /// A brick that starts: under a new incarnation, durable, and out of sync until a configuration
+    /// A brick that starts: under a new incarnation, and out of sync until a configuration
     /// says otherwise. `seed` must not be the same for two starts of a brick.
     ///
     /// # Errors
-    /// The incarnation could not be written.
+    /// None at present.
     pub fn new(brick: BrickId, store: S, now: Time, seed: u64) -> Result<Self, crate::store::StoreError> {
         Self::with_timing(brick, store, now, seed, ReplicaTiming::default())
     }
@@ -220,18 +222,18 @@ impl<S: Disk> ReplicaCore<S> {
     /// As [`ReplicaCore::new`], with time-outs of the caller's choice.
     ///
     /// # Errors
-    /// The incarnation could not be written.
-    pub fn with_timing(brick: BrickId, mut store: S, now: Time, seed: u64, timing: ReplicaTiming) -> Result<Self, crate::store::StoreError> {
+    /// None at present.
+    pub fn with_timing(brick: BrickId, store: S, now: Time, seed: u64, timing: ReplicaTiming) -> Result<Self, crate::store::StoreError> {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let mut meta = store.meta();
-        meta.incarnation = next_incarnation(meta.incarnation, &mut rng);
-        store.set_meta(meta)?;
+        let meta = store.meta();
+        let incarnation = next_incarnation(meta.incarnation, &mut rng);
         let attempt = rng.random();
         Ok(Self {
             timing,
             brick,
             store,
             meta,
+            incarnation,
             rng,
             now,
             wall: TimeSpec::default(),
@@ -287,7 +289,7 @@ impl<S: Disk> ReplicaCore<S> {
     /// The incarnation that it runs under.
     #[must_use]
     pub const fn incarnation(&self) -> u64 {
-        self.meta.incarnation
+        self.incarnation
     }
 
     /// The incarnation that another brick was last heard under: what a death report to the controller names.

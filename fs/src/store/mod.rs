@@ -41,7 +41,8 @@ pub struct BrickMeta {
     pub volume: u128,
     /// The brick's id, unique within the cluster.
     pub brick: u64,
-    /// New with every start of the brick's process, and never seen before: a count in the upper half, chance in the lower.
+    /// The incarnation that it last offered to its group: new with every process that does, and never seen before: a count in
+    /// the upper half, chance in the lower.
     pub incarnation: u64,
     /// The last epoch of its replica group that it acted in.
     pub epoch: u64,
