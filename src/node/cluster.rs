@@ -3,7 +3,7 @@
 use crate::records::ClusterView;
 use anyhow::{Result, anyhow, bail};
 use brickraft_engine::kv::types::{
-    Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, Keyspace, OpResponse, PutRequest, RangeRequest, TxnOp,
+    Applied, Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, Keyspace, OpResponse, PutRequest, RangeRequest, TxnOp,
     TxnRequest,
 };
 use brickraft_engine::kv::{WatchOutput, WatchRequest};
@@ -89,34 +89,48 @@ impl Cluster {
     /// # Errors
     /// Without a majority; it is then unknown whether the change was made.
     pub async fn commit(&self, expect: &[Expect], changes: Vec<Change>) -> Result<bool> {
-        let compare = expect
-            .iter()
-            .map(|e| {
-                let (key, revision) = match e {
-                    Expect::Absent(key) => (key, 0),
-                    Expect::At(key, revision) => (key, *revision),
-                };
-                Compare {
-                    key: Bytes::copy_from_slice(key.as_bytes()),
-                    range_end: Bytes::new(),
-                    op: CompareOp::Equal,
-                    target: CompareTarget::Mod(Revision(revision)),
-                }
-            })
-            .collect();
-        let success = changes
-            .into_iter()
-            .map(|c| match c {
-                Change::Put(key, value) => TxnOp::Put(PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() }),
-                Change::Delete(key) => TxnOp::DeleteRange(DeleteRangeRequest { key: key.into(), ..DeleteRangeRequest::default() }),
-            })
-            .collect();
-        let txn = TxnRequest { compare, success, failure: Vec::new() };
-        let applied = self.member.propose(Command::Txn(Keyspace::System, txn)).await.map_err(explain)?;
-        match applied.result.map_err(|e| anyhow!("cluster store: {e}"))? {
-            CommandResponse::Op(OpResponse::Txn { succeeded, .. }) => Ok(succeeded),
-            other => bail!("cluster store: unexpected answer {other:?}"),
-        }
+        let applied = self.member.propose(transaction(expect, changes)).await.map_err(explain)?;
+        succeeded(applied)
+    }
+}
+
+/// The command that makes `changes` if all of `expect` holds.
+#[must_use]
+pub fn transaction(expect: &[Expect], changes: Vec<Change>) -> Command {
+    let compare = expect
+        .iter()
+        .map(|e| {
+            let (key, revision) = match e {
+                Expect::Absent(key) => (key, 0),
+                Expect::At(key, revision) => (key, *revision),
+            };
+            Compare {
+                key: Bytes::copy_from_slice(key.as_bytes()),
+                range_end: Bytes::new(),
+                op: CompareOp::Equal,
+                target: CompareTarget::Mod(Revision(revision)),
+            }
+        })
+        .collect();
+    let success = changes
+        .into_iter()
+        .map(|c| match c {
+            Change::Put(key, value) => TxnOp::Put(PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() }),
+            Change::Delete(key) => TxnOp::DeleteRange(DeleteRangeRequest { key: key.into(), ..DeleteRangeRequest::default() }),
+        })
+        .collect();
+    let txn = TxnRequest { compare, success, failure: Vec::new() };
+    Command::Txn(Keyspace::System, txn)
+}
+
+/// What became of a [`transaction`]: false when an expectation did not hold.
+///
+/// # Errors
+/// The store refused it.
+pub fn succeeded(applied: Applied) -> Result<bool> {
+    match applied.result.map_err(|e| anyhow!("cluster store: {e}"))? {
+        CommandResponse::Op(OpResponse::Txn { succeeded, .. }) => Ok(succeeded),
+        other => bail!("cluster store: unexpected answer {other:?}"),
     }
 }
 

@@ -5,7 +5,8 @@ use super::admin::host_of_url;
 use super::bricks::Bricks;
 use super::cluster::{Change, Cluster, Expect};
 use super::config::{ServerConfig, port_of};
-use crate::records::{NodeRecord, node_key};
+use crate::records::{ClusterView, NodeRecord, node_key};
+use brickraft_engine::member::NodeLeases;
 use brickraft_engine::types::NodeId;
 use brickraft_fs::replica::controller::{Controller, ControllerConfig, ControllerInput};
 use std::rc::Rc;
@@ -14,13 +15,13 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// A node serves for so long after it sent a renewal that was answered. With the margin and an election
 /// (one to two time-outs) it bounds how long clients wait when a server vanishes.
-const LEASE: Duration = Duration::from_millis(1000);
+pub const LEASE: Duration = Duration::from_millis(1000);
 /// What the controller adds for clock drift and scheduling.
-const MARGIN: Duration = Duration::from_millis(200);
+pub const MARGIN: Duration = Duration::from_millis(200);
 /// Between two renewals.
-const RENEW: Duration = Duration::from_millis(300);
+pub const RENEW: Duration = Duration::from_millis(300);
 /// Between two looks of the controller.
-const CONTROL: Duration = Duration::from_millis(100);
+pub const CONTROL: Duration = Duration::from_millis(100);
 
 /// Runs for as long as the server.
 pub async fn run(config: ServerConfig, node: NodeId, cluster: Cluster, bricks: Rc<Bricks>) {
@@ -62,7 +63,7 @@ async fn renew(node: NodeId, cluster: Cluster, bricks: Rc<Bricks>) {
 }
 
 async fn control(cluster: Cluster, bricks: Rc<Bricks>) {
-    let mut controller = Controller::new(ControllerConfig { lease: LEASE, margin: MARGIN, ..ControllerConfig::default() });
+    let mut controller = controller();
     let mut ticks = interval(CONTROL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -72,16 +73,27 @@ async fn control(cluster: Cluster, bricks: Rc<Bricks>) {
         }
         let Ok(leases) = cluster.member().node_leases().await else { continue };
         let now = leases.as_ref().map_or_else(|| cluster.member().clock().now(), |l| l.now);
-        let view = cluster.view();
-        let input = ControllerInput {
-            groups: view.groups.iter().map(|(name, (config, _))| (name.clone(), config.clone())).collect(),
-            nodes: view.bricks.values().map(|b| (b.id, b.node)).collect(),
-            leader_since: leases.as_ref().map(|l| l.leader_since),
-            last_heard: leases.map(|l| l.last_heard).unwrap_or_default(),
-        };
+        let input = controller_input(&cluster.view(), leases);
         for (group, proposal) in controller.poll(now, &input) {
             tracing::warn!(group, in_sync = ?proposal.new.in_sync, "a server's lease has run out; its bricks leave their groups");
             bricks.commit(&group, &proposal).await;
         }
+    }
+}
+
+/// The controller as a server runs it.
+#[must_use]
+pub fn controller() -> Controller {
+    Controller::new(ControllerConfig { lease: LEASE, margin: MARGIN, ..ControllerConfig::default() })
+}
+
+/// What the controller decides by.
+#[must_use]
+pub fn controller_input(view: &ClusterView, leases: Option<NodeLeases>) -> ControllerInput {
+    ControllerInput {
+        groups: view.groups.iter().map(|(name, (config, _))| (name.clone(), config.clone())).collect(),
+        nodes: view.bricks.values().map(|b| (b.id, b.node)).collect(),
+        leader_since: leases.as_ref().map(|l| l.leader_since),
+        last_heard: leases.map(|l| l.last_heard).unwrap_or_default(),
     }
 }

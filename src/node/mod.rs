@@ -6,7 +6,7 @@ mod clients;
 pub mod cluster;
 pub mod config;
 mod join;
-mod keeper;
+pub mod keeper;
 mod member;
 mod peers;
 mod volumes;

@@ -44,6 +44,7 @@ pub struct SimStore {
     writing: BTreeMap<Gfid, (u32, TimeSpec)>,
     /// With a seed, operations end late and in any order.
     jitter: Option<SmallRng>,
+    stalled: bool,
     intact: bool,
     full: bool,
     fail_sync: bool,
@@ -65,6 +66,7 @@ impl SimStore {
             done: Vec::new(),
             writing: BTreeMap::new(),
             jitter: None,
+            stalled: false,
             intact: true,
             full: false,
             fail_sync: false,
@@ -76,6 +78,11 @@ impl SimStore {
     /// them in the order of their submission.
     pub fn set_jitter(&mut self, seed: Option<u64>) {
         self.jitter = seed.map(SmallRng::seed_from_u64);
+    }
+
+    /// While it is stalled, no operation under way ends.
+    pub fn set_stalled(&mut self, stalled: bool) {
+        self.stalled = stalled;
     }
 
     /// Everything that needs space fails with `ENOSPC` while it is full.
@@ -317,6 +324,7 @@ impl BrickStore for SimStore {
 
     fn reap(&mut self, out: &mut Vec<(u64, DataDone)>) {
         match self.jitter.take() {
+            jitter if self.stalled => self.jitter = jitter,
             None => std::mem::take(&mut self.pending).into_iter().for_each(|p| self.finish(p)),
             Some(mut rng) => {
                 for _ in 0..self.pending.len() {
