@@ -7,7 +7,6 @@ use brickraft::node::cluster::{Change, Expect, transaction};
 use brickraft::node::keeper::{CONTROL, LEASE, RENEW};
 use brickraft::records::{BrickRecord, ClusterView, group_key};
 use brickraft::wire::{ClientMessage, ServerMessage};
-use brickraft_engine::types::Time;
 use brickraft_fs::fop::TimeSpec;
 use brickraft_fs::replica::{
     ClientRequest, ConfigProposal, GroupConfig, PeerMsg, ReplicaCore, ReplicaError, ReplicaEvent, ReplicaOutput, ReplicaTiming,
@@ -303,10 +302,5 @@ impl World {
         let command = transaction(&[Expect::At(the_group(), revision)], vec![Change::put(the_group(), &proposal.new)]);
         let crossing = self.crossing();
         self.post_in(crossing, Event::MemberAsk { node: i, ask: Ask::Commit { life, brick, expect_epoch, command } });
-    }
-
-    /// The lease by which the brick of this server may serve now, if it holds.
-    pub fn lease_holds(&self, i: usize) -> bool {
-        self.local(i) < self.nodes[i].lease.max(Time(0))
     }
 }

@@ -222,12 +222,18 @@ impl World {
         {
             return self.ask_next(client, server);
         }
-        if self.callers[c].doing.as_ref().is_some_and(|d| d.conn == Some(conn)) {
+        if let Some(c) = self.caller_on(client, conn) {
             self.broken(c);
         }
     }
 
+    /// Who waits on a connection: any caller of the client may use what another opened.
+    fn caller_on(&self, client: usize, conn: ConnId) -> Option<usize> {
+        (0..self.callers.len()).find(|&c| self.callers[c].client == client && self.callers[c].doing.as_ref().is_some_and(|d| d.conn == Some(conn)))
+    }
+
     pub(super) fn caller_answer(&mut self, c: usize, conn: ConnId, request: u64, head: &Bytes, payload: Bytes) {
+        let Some(c) = self.caller_on(self.callers[c].client, conn) else { return };
         let Some(doing) = self.callers[c].doing.as_mut().filter(|d| d.request == request && d.conn == Some(conn)) else { return };
         doing.conn = None;
         let (brick, version) = (doing.brick, doing.version);

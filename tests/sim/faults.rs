@@ -1,6 +1,5 @@
 //! What goes wrong, by the seed.
 
-use super::net::Proc;
 use super::world::{BRICKS, CLIENTS, Event, NODES, World, note};
 use brickraft_engine::types::Time;
 use rand::Rng;
@@ -167,6 +166,5 @@ impl World {
                 self.restart(i, u64::MAX);
             }
         }
-        let _ = Proc::Member(0);
     }
 }

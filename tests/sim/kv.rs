@@ -19,7 +19,7 @@ pub enum Answer {
     Put { revision: u64 },
     Got { value: Option<Bytes>, revision: u64 },
     /// Not done, or nobody knows.
-    Failed(String),
+    Failed(#[allow(dead_code, reason = "for the trace")] String),
 }
 
 #[derive(Default)]

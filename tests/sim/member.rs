@@ -254,16 +254,15 @@ impl World {
                 self.nodes[i].member.watch = None;
             }
         }
-        let mut anew = false;
         let mut told: Vec<(Bytes, Option<Bytes>, u64)> =
             changes.iter().map(|e| (e.kv.key.clone(), (!e.delete).then(|| e.kv.value.clone()), e.kv.mod_revision.0)).collect();
         let member = &mut self.nodes[i].member;
-        if let (None, Some(core)) = (member.watch, &mut member.core) {
+        let anew = member.watch.is_none();
+        if let (true, Some(core)) = (anew, &mut member.core) {
             let key = Bytes::from_static(b"\0");
             let range = RangeRequest { key: key.clone(), range_end: key.clone(), ..RangeRequest::default() };
             let (found, revision) = core.store().range(Keyspace::System, &range).expect("read the records");
             told = found.kvs.iter().map(|kv| (kv.key.clone(), Some(kv.value.clone()), kv.mod_revision.0)).collect();
-            anew = true;
             let request = WatchRequest { key: key.clone(), range_end: key, start_revision: Revision(revision.0 + 1), ..WatchRequest::default() };
             member.watch = Some(core.watch_create(Keyspace::System, request));
         }

@@ -194,9 +194,4 @@ impl World {
             self.break_conn(id, silence);
         }
     }
-
-    /// The far end of an open connection.
-    pub fn is_open(&self, id: ConnId) -> bool {
-        self.net.conns.get(&id).is_some_and(|c| c.open)
-    }
 }
