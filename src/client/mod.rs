@@ -138,8 +138,9 @@ impl VolumeClient {
                 asked = waited;
                 self.view.refresh(route.version);
             }
-            // The same primary under a new epoch still has the request and will answer it.
-            self.view.route().primary == route.primary && Instant::now() < deadline
+            // The same primary under a new epoch still has the request and will answer it, if it is the same process.
+            let current = self.view.route();
+            (current.primary, current.incarnation) == (route.primary, route.incarnation) && Instant::now() < deadline
         });
         let (head, data) = exchange.map_err(|e| {
             tracing::debug!(%e, brick = route.primary, "connection lost");

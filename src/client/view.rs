@@ -21,6 +21,8 @@ pub enum OpenError {
 #[derive(Clone, Debug)]
 pub(super) struct Route {
     pub(super) primary: BrickId,
+    /// The life of the primary: another one knows nothing of requests that were sent to this one.
+    pub(super) incarnation: u64,
     pub(super) address: String,
     pub(super) epoch: u64,
     /// Changes whenever the route does.
@@ -138,5 +140,6 @@ impl View {
 
 fn route_of(view: &VolumeView, version: u64) -> Route {
     let group = view.groups.first().cloned().unwrap_or_default();
-    Route { primary: group.primary, address: view.bricks.get(&group.primary).cloned().unwrap_or_default(), epoch: group.epoch, version }
+    let incarnation = group.incarnations.get(&group.primary).copied().unwrap_or(0);
+    Route { primary: group.primary, incarnation, address: view.bricks.get(&group.primary).cloned().unwrap_or_default(), epoch: group.epoch, version }
 }

@@ -49,6 +49,7 @@ pub struct Doing {
     request: u64,
     conn: Option<ConnId>,
     brick: BrickId,
+    incarnation: Option<u64>,
     version: u64,
     since: Time,
     asked: Time,
@@ -111,6 +112,7 @@ impl World {
             request: 0,
             conn: None,
             brick: 0,
+            incarnation: None,
             version: 0,
             since: self.now,
             asked: self.now,
@@ -123,9 +125,10 @@ impl World {
     fn attempt(&mut self, c: usize) {
         let client = &mut self.clients[self.callers[c].client];
         let (primary, version) = (client.view.primary, client.version);
+        let incarnation = client.view.incarnations.get(&primary).copied();
         let Some(doing) = &mut self.callers[c].doing else { return };
         doing.conn = None;
-        (doing.brick, doing.version) = (primary, version);
+        (doing.brick, doing.incarnation, doing.version) = (primary, incarnation, version);
         if client.view.epoch == 0 {
             self.refresh(c, version);
             return self.wake_in(c, Duration::from_millis(100));
@@ -189,7 +192,7 @@ impl World {
         }
         let Some(doing) = &mut self.callers[c].doing else { return self.next_work(c) };
         let Some(conn) = doing.conn else { return self.attempt(c) };
-        let (version, brick) = (doing.version, doing.brick);
+        let (version, sent_to) = (doing.version, (doing.brick, doing.incarnation));
         let due = self.now.since(doing.asked) >= PATIENCE;
         if due {
             doing.asked = self.now;
@@ -197,10 +200,11 @@ impl World {
         if due {
             self.refresh(c, version);
         }
-        if self.clients[self.callers[c].client].view.primary == brick {
+        let view = &self.clients[self.callers[c].client].view;
+        if (view.primary, view.incarnations.get(&view.primary).copied()) == sent_to {
             return self.wake_in(c, LOOK);
         }
-        // The same primary under a new epoch still has the request; another one has not.
+        // The same process under a new epoch still has the request; another one has not.
         self.break_conn(conn, Duration::from_micros(100));
         self.broken(c);
     }

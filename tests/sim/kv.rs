@@ -19,7 +19,22 @@ pub enum Answer {
     Put { revision: u64 },
     Got { value: Option<Bytes>, revision: u64 },
     /// Not done, or nobody knows.
-    Failed(#[allow(dead_code, reason = "for the trace")] String),
+    Failed(String),
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Put { revision } => write!(f, "done at {revision}"),
+            Self::Got { value, revision } => write!(f, "{:?} at {revision}", value.as_deref().map(super::kv::short)),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// A value without its padding.
+pub fn short(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_end_matches('x').to_owned()
 }
 
 #[derive(Default)]
@@ -57,7 +72,7 @@ impl World {
         }
         if let Some(operation) = self.kv[client].doing.take() {
             // No answer: it may have been done, or may yet be.
-            note!(self, "kv client {client}: {operation:?} has no answer");
+            note!(self, "kv client {client}: {operation} has no answer");
             if let Some((_, conn)) = self.kv[client].conn.take() {
                 self.break_conn(conn, Duration::from_micros(100));
             }
@@ -142,7 +157,7 @@ impl World {
             return;
         }
         let Some(operation) = self.kv[client].doing.take() else { return };
-        note!(self, "kv client {client}: {operation:?} -> {answer:?}");
+        note!(self, "kv client {client}: {operation} -> {answer}");
         self.checks.kv.done(operation, answer);
         let ms = self.rng.random_range(0..60);
         self.kv_sleep(client, Duration::from_millis(ms));

@@ -4,7 +4,7 @@
 //! is that it respects real time (an operation that began after another ended is not before it), that each get saw
 //! what was there at its revision, and that no acknowledged put is missing.
 
-use crate::kv::Answer;
+use crate::kv::{Answer, short};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -14,6 +14,12 @@ pub struct Operation {
     pub key: Bytes,
     pub put: Option<Bytes>,
     pub floor: u64,
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} after {}", String::from_utf8_lossy(&self.key), self.put.as_deref().map_or("get".into(), short), self.floor)
+    }
 }
 
 /// What clients did and were told.
