@@ -136,7 +136,8 @@ impl VolumeClient {
         let exchange = connection.call(&head, payload, &mut |waited| {
             if waited >= self.options.patience && waited - asked >= self.options.patience {
                 asked = waited;
-                self.view.refresh(route.version);
+                // What others have learnt meanwhile has not helped this call: ask on from there.
+                self.view.refresh(self.view.route().version);
             }
             // The same primary under a new epoch still has the request and will answer it, if it is the same process.
             let current = self.view.route();

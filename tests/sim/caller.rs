@@ -75,6 +75,18 @@ impl Caller {
 const ASK_TAG: u64 = 1 << 40;
 
 impl World {
+    /// For the report of a client that waits.
+    pub fn describe_callers(&self) -> String {
+        let doing = |c: &Caller| {
+            c.doing.as_ref().map(|d| {
+                let open = d.conn.map(|conn| self.net.conns.contains_key(&conn));
+                format!("op {} {:?} to {:x}/{:x?}, open {open:?} since {:?}", d.op, d.fop, d.brick, d.incarnation, d.since)
+            })
+        };
+        let clients: Vec<_> = self.clients.iter().map(|c| (c.view.epoch, c.view.primary, c.asking, c.version)).collect();
+        format!("{:#?} {clients:?}", self.callers.iter().map(doing).collect::<Vec<_>>())
+    }
+
     pub(super) fn start_clients(&mut self) {
         for i in 0..self.clients.len() {
             self.clients[i].session = self.rng.random::<u64>() | 1;
@@ -192,12 +204,11 @@ impl World {
         }
         let Some(doing) = &mut self.callers[c].doing else { return self.next_work(c) };
         let Some(conn) = doing.conn else { return self.attempt(c) };
-        let (version, sent_to) = (doing.version, (doing.brick, doing.incarnation));
+        let sent_to = (doing.brick, doing.incarnation);
         let due = self.now.since(doing.asked) >= PATIENCE;
         if due {
             doing.asked = self.now;
-        }
-        if due {
+            let version = self.clients[self.callers[c].client].version;
             self.refresh(c, version);
         }
         let view = &self.clients[self.callers[c].client].view;

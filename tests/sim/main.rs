@@ -55,10 +55,11 @@ fn play(seed: u64, trace: Rc<RefCell<Trace>>) {
     while !settled(&world) {
         assert!(
             world.step(end),
-            "not settled {QUIET_MAX:?} after the last fault: kv idle {}, verified {:?}, members equal {}, group {}",
+            "not settled {QUIET_MAX:?} after the last fault: kv idle {}, verified {:?}, members equal {}, callers {}, group {}",
             world.kv_idle(),
             world.callers.iter().map(|c| c.work.verified).collect::<Vec<_>>(),
             members_are_equal::settled(&world),
+            world.describe_callers(),
             group_is_in_sync::describe(&world)
         );
     }

@@ -321,11 +321,11 @@ impl World {
         if life != u64::MAX && node.life != life {
             return;
         }
-        if !node.up {
-            return self.start_node(i);
-        }
         if let Some(brick) = &mut node.brick {
             brick.down = false;
+        }
+        if !node.up {
+            return self.start_node(i);
         }
         if self.nodes[i].member.core.is_none() {
             self.start_member(i);
