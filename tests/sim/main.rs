@@ -81,6 +81,9 @@ fn all_seeds() {
         None => 1..=number("SIM_SEEDS").unwrap_or(300),
     };
     let mut failed = Vec::new();
+    if std::env::var_os("SIM_TRACE").is_some() {
+        let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).without_time().try_init();
+    }
     let started = std::time::Instant::now();
     for seed in seeds {
         if std::panic::catch_unwind(|| run(seed)).is_err() {

@@ -36,6 +36,7 @@ pub trait HealStore {
 
     /// Makes a nameless object (index link only), not a directory; nothing to do when one of that kind, device and text is
     /// there, `EEXIST` when one of another.
+    /// One that is kept without a name goes first: what is made is empty.
     fn heal_make(&mut self, gfid: Gfid, kind: FileKind, rdev: u64, target: Option<&[u8]>) -> Result<(), Errno>;
     /// Makes the directory at `parent`/`name`, or moves it there from its place or from limbo; returns the place before.
     /// `EEXIST` when another object (or a stranger) has the name, `EINVAL` when `parent` lies inside `gfid`.

@@ -192,7 +192,7 @@ impl<S: Disk> ReplicaCore<S> {
         } else {
             HealPlan::full()
         };
-        tracing::info!(brick = from, partial, buckets = plan.buckets.len(), "heal begins");
+        tracing::info!(brick = from, partial, mark = self.meta.synced_epoch, buckets = ?plan.buckets, "heal begins");
         // A brick that comes back goes before a scrub.
         self.p.scrub = None;
         self.p.checkpoint = None;

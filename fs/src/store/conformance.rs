@@ -429,6 +429,15 @@ fn orphans<S: Subject>(s: &mut S) {
     s.store().keep_orphan(id(3), false).unwrap();
     must(s, &unlink(Gfid::ROOT, "b"));
     assert_eq!(stat(s, id(3)), Err(Errno::ENOENT));
+    // A heal that brings a file back does not find the content that was kept.
+    must(s, &create(Gfid::ROOT, "d", id(4)));
+    write(s, id(4), 0, b"old", 5).unwrap();
+    s.store().keep_orphan(id(4), true).unwrap();
+    must(s, &unlink(Gfid::ROOT, "d"));
+    s.store().heal_make(id(4), FileKind::File, 0, None).unwrap();
+    assert_eq!(s.store().heal_stat(id(4)).unwrap().0.size, 0);
+    s.store().heal_link(Gfid::ROOT, b"d", id(4)).unwrap();
+    assert_eq!((s.store().orphans(), stat(s, id(4)).unwrap().size), (Ok(vec![]), 0));
 }
 
 fn extended_attributes<S: Subject>(s: &mut S) {

@@ -8,7 +8,7 @@ use super::sweep::gfids_of;
 use super::sys::{self, At, Res};
 use crate::fop::{Attr, Bucket, Errno, FileKind, Gfid, RENAME_NOREPLACE, TimeSpec};
 use crate::heal::{ExactAttr, HealStore, NameEntry, Place, STRANGER};
-use crate::store::{XATTR_SUM, check};
+use crate::store::{BrickStore, XATTR_SUM, check};
 use bytes::Bytes;
 use rustix::fs::Stat;
 use std::fs::File;
@@ -264,6 +264,10 @@ impl HealStore for DirStore {
         check::new_node(gfid, kind, target)?;
         if kind == FileKind::Dir {
             return Err(Errno::EINVAL);
+        }
+        if self.has_orphans {
+            self.mark(&[gfid.bucket()])?;
+            self.keep_orphan(gfid, false)?;
         }
         match self.find(gfid) {
             Ok((_, stat)) => {

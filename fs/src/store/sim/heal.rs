@@ -5,7 +5,7 @@ use super::node::Node;
 use super::tree::Res;
 use crate::fop::{Attr, Bucket, Errno, FileKind, Gfid};
 use crate::heal::{ExactAttr, HealStore, NameEntry, Place};
-use crate::store::check;
+use crate::store::{BrickStore, check};
 use bytes::Bytes;
 use std::collections::Bound;
 
@@ -106,6 +106,7 @@ impl HealStore for SimStore {
         if kind == FileKind::Dir {
             return Err(Errno::EINVAL);
         }
+        self.keep_orphan(gfid, false)?;
         if let Ok(node) = self.tree.get(gfid) {
             let device = matches!(kind, FileKind::CharDevice | FileKind::BlockDevice);
             let same = node.kind == kind && (kind != FileKind::Symlink || node.target == target) && (!device || node.rdev == rdev);
