@@ -343,7 +343,11 @@ impl<S: Disk> ReplicaCore<S> {
         }
         let alone = || {
             let mut new = GroupConfig { epoch: self.group.epoch + 1, primary: self.brick, in_sync: vec![self.brick], ..self.group.clone() };
-            new.incarnations.insert(self.brick, self.incarnation);
+            // What an earlier process offered may still be on its way to the store. Only one offer can be known to the disk,
+            // so the same is made again; once it is recorded, this process offers itself.
+            let recorded = self.group.incarnations.get(&self.brick).copied().unwrap_or(0);
+            let offered = self.meta.incarnation != self.meta.held && self.meta.incarnation != recorded;
+            new.incarnations.insert(self.brick, if offered { self.meta.incarnation } else { self.incarnation });
             new
         };
         let went_on = |b: BrickId, i: &Identity| i.held == self.group.incarnations.get(&b).copied().unwrap_or(0);
