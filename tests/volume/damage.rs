@@ -1,7 +1,7 @@
 //! (a) and (c): what happens in a brick's directory behind the servers' backs.
 
-use crate::lab::Lab;
-use crate::support::{command, run};
+use crate::lab::{HEAL, Lab};
+use crate::support::{command, run, wait_for};
 use crate::{tree, writer};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,16 +61,19 @@ fn bytes_of_the_secondary_are_flipped() {
     flipped(|lab| 1 - lab.primary());
 }
 
-fn removed(of: impl FnOnce(&Lab) -> usize, dot_files: bool, heal: &[&str]) {
+/// `look`: the tree is looked at before it is healed, by a client that has nothing in its cache.
+fn removed(of: impl FnOnce(&Lab) -> usize, dot_files: bool, look: bool) {
     let (lab, tree) = with_tree();
     remove(&lab.brick_dir(of(&lab)), dot_files);
-    // A client that has nothing in its cache.
     let mnt = lab.hosts[2].mount("h1,h2", "rep", "mnt");
-    tree::assert_same(&lab.hosts[2], &tree, &lab.hosts[2].dir.join("mnt/tree"));
-    if !heal.is_empty() {
-        lab.hosts[2].ok(heal);
+    if look {
+        tree::assert_same(&lab.hosts[2], &tree, &lab.hosts[2].dir.join("mnt/tree"));
+    }
+    if !dot_files {
+        lab.hosts[2].ok(&["volume", "heal", "rep", "full"]);
     }
     lab.bricks_become_equal();
+    tree::assert_same(&lab.hosts[2], &tree, &lab.hosts[2].dir.join("mnt/tree"));
     tree::assert_same(&lab.hosts[0], &tree, &lab.hosts[0].dir.join("disk/brick/tree"));
     let written = writer::content(6);
     fs::write(mnt.join("after"), &written).expect("the volume is writable after");
@@ -79,15 +82,58 @@ fn removed(of: impl FnOnce(&Lab) -> usize, dot_files: bool, heal: &[&str]) {
 
 #[test]
 fn all_of_the_primary_is_removed() {
-    removed(Lab::primary, true, &[]);
+    removed(Lab::primary, true, true);
 }
 
 #[test]
 fn all_names_of_the_primary_are_removed() {
-    removed(Lab::primary, false, &["volume", "heal", "rep", "full"]);
+    removed(Lab::primary, false, true);
+}
+
+#[test]
+fn all_names_of_the_primary_are_removed_and_nobody_looks() {
+    removed(Lab::primary, false, false);
 }
 
 #[test]
 fn all_names_of_the_secondary_are_removed() {
-    removed(|lab| 1 - lab.primary(), false, &["volume", "heal", "rep", "full"]);
+    removed(|lab| 1 - lab.primary(), false, false);
+}
+
+fn scrub(lab: &Lab) {
+    lab.hosts[2].ok(&["volume", "scrub", "rep"]);
+    wait_for("the scrub ends", HEAL, || {
+        let report = lab.hosts[2].json(&["volume", "heal", "rep", "info"]);
+        report["groups"].as_array()?.iter().all(|g| g["heals"].as_array().is_some_and(Vec::is_empty)).then_some(())
+    });
+}
+
+/// (c) again, but size and mtime are as they were: only a content's signature, which the first scrub makes, can tell.
+fn rotten(of: impl FnOnce(&Lab) -> usize) {
+    let lab = Lab::with_volume();
+    let mnt = lab.hosts[2].mount("h1", "rep", "mnt");
+    let content = writer::content(5);
+    fs::write(mnt.join("rotten"), &content).expect("write");
+    lab.hosts[2].unmount("mnt");
+    scrub(&lab);
+    let path = lab.brick_dir(of(&lab)).join("rotten");
+    let mtime = path.metadata().and_then(|m| m.modified()).expect("its mtime");
+    run(&mut command(["dd", "if=/dev/urandom", &format!("of={}", path.display()), "bs=1", "count=16", "seek=4000", "conv=notrunc", "status=none"]));
+    fs::File::options().write(true).open(&path).and_then(|f| f.set_modified(mtime)).expect("set its mtime back");
+    assert!(fs::read(&path).expect("read") != content);
+    scrub(&lab);
+    lab.bricks_become_equal();
+    assert!(fs::read(&path).expect("read") == content, "the altered file won or stayed");
+    let mnt = lab.hosts[2].mount("h1", "rep", "mnt");
+    assert!(fs::read(mnt.join("rotten")).expect("read") == content);
+}
+
+#[test]
+fn bits_of_the_primary_rot() {
+    rotten(Lab::primary);
+}
+
+#[test]
+fn bits_of_the_secondary_rot() {
+    rotten(|lab| 1 - lab.primary());
 }

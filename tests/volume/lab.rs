@@ -303,7 +303,7 @@ impl Lab {
                 return;
             }
             let info = text(&self.hosts[2].output(&["volume", "heal", "rep", "info"]).stdout);
-            assert!(started.elapsed() < Duration::from_secs(30), "the bricks differ:\n{}\n{info}", head(&differences));
+            assert!(started.elapsed() < HEAL, "the bricks differ:\n{}\n{info}", head(&differences));
             std::thread::sleep(Duration::from_millis(500));
         }
     }

@@ -4,7 +4,7 @@ use crate::lab::Lab;
 use crate::support::{command, run, wait_for};
 use crate::tree;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Objects that are copied.
 const OBJECTS: usize = 20_500;
@@ -40,9 +40,7 @@ fn the_gluster_lab() {
     // On a third machine, which has no brick.
     let mnt = lab.hosts[2].mount("h1", "rep", "mnt");
     let tree = tree::stage(&lab.hosts[2].dir, OBJECTS);
-    let started = Instant::now();
     run(command(["cp", "-a"]).arg(&tree).arg(&mnt));
-    eprintln!("copied in {:?}", started.elapsed());
     tree::assert_same(&lab.hosts[2], &tree, &lab.hosts[2].dir.join("mnt/tree"));
     assert!(lab.brick_differences().is_empty(), "the bricks differ:\n{}", lab.brick_differences());
 
@@ -67,8 +65,6 @@ fn everything_in_a_brick_is_removed(lab: &Lab, tree: &std::path::Path) {
     }
     lab.hosts[1].mount("h2,h1", "rep", "mnt2");
     tree::assert_same(&lab.hosts[1], tree, &lab.hosts[1].dir.join("mnt2/tree"));
-    let started = Instant::now();
     lab.bricks_become_equal();
-    eprintln!("healed after {:?}", started.elapsed());
     lab.hosts[1].unmount("mnt2");
 }
