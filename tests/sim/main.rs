@@ -1,7 +1,8 @@
 //! The whole system in one thread: three members, two bricks and two clients on simulated disks, network and clocks.
 //! See ARCHITECTURE.md, "Tests".
 //!
-//! `SIM_SEEDS=n` runs seeds 1 to n (300 unless told), `SIM_SEED=n` only that one, `SIM_TRACE=1` prints as it goes.
+//! `SIM_SEEDS=n` runs seeds 1 to n (300 unless told), `SIM_SEED=n` only that one, both so many from that one on;
+//! `SIM_TRACE=1` prints as it goes.
 
 mod brick;
 mod caller;
@@ -76,9 +77,9 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn all_seeds() {
-    let seeds = match number("SIM_SEED") {
-        Some(seed) => seed..=seed,
-        None => 1..=number("SIM_SEEDS").unwrap_or(300),
+    let seeds = match (number("SIM_SEED"), number("SIM_SEEDS")) {
+        (Some(seed), count) => seed..seed + count.unwrap_or(1),
+        (None, count) => 1..1 + count.unwrap_or(300),
     };
     let mut failed = Vec::new();
     if std::env::var_os("SIM_TRACE").is_some() {

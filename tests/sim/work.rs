@@ -176,7 +176,8 @@ impl World {
         let dir = w.dir.unwrap_or(Gfid::ROOT);
         let mut payload = Bytes::new();
         let files = &mut self.checks.files;
-        let (mut intent, mut fop) = (intent, Fop::StatFs);
+        let mut intent = intent;
+        let fop;
         match &mut intent {
             Intent::MkDir => {
                 let gfid = Gfid::in_bucket(Gfid::directory_bucket(Gfid::ROOT, &w.root_name), self.rng.random());
