@@ -92,7 +92,7 @@ impl World {
             self.clients[i].session = self.rng.random::<u64>() | 1;
         }
         for c in 0..self.callers.len() {
-            self.callers[c].work = Work::new(c, &mut self.rng);
+            self.callers[c].work = Work::new(c);
             self.wake_in(c, Duration::from_millis(500));
         }
         self.start_kv();

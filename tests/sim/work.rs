@@ -2,7 +2,7 @@
 
 use super::invariants::{acknowledged_changes_survive as changes, fsynced_content_survives as fsynced, reads_never_go_back as reads};
 use super::model::{BLOCK, BLOCKS, Name, block, values};
-use super::world::World;
+use super::world::{CALLERS, World};
 use brickraft_fs::fop::{DirEntry, Errno, FileKind, Fop, Gfid, Reply, SetAttr};
 use bytes::Bytes;
 use rand::Rng;
@@ -37,6 +37,7 @@ pub enum Intent {
 /// A caller's state and its model of its directory.
 #[derive(Default)]
 pub struct Work {
+    reader: bool,
     root_name: Bytes,
     dir: Option<Gfid>,
     sub: Option<Gfid>,
@@ -65,8 +66,8 @@ fn text(name: Name) -> Bytes {
 }
 
 impl Work {
-    pub fn new(c: usize, _rng: &mut SmallRng) -> Self {
-        Self { root_name: Bytes::from(format!("w{c}")), ..Self::default() }
+    pub fn new(c: usize) -> Self {
+        Self { reader: c % CALLERS == CALLERS - 1, root_name: Bytes::from(format!("w{c}")), ..Self::default() }
     }
 
     fn parent(&self, name: Name) -> Gfid {
@@ -83,6 +84,9 @@ impl World {
     pub(super) fn next_work(&mut self, c: usize) {
         let losses = self.checks.losses;
         let draining = self.draining;
+        if self.work(c).reader {
+            return self.next_read(c);
+        }
         let w = self.work(c);
         if w.losses != losses && w.dir.is_some() && !w.resyncing {
             (w.resyncing, w.verifying, w.verified) = (true, false, false);
@@ -131,6 +135,23 @@ impl World {
         self.begin(c, intent);
     }
 
+    /// The next file for a caller that only reads.
+    fn next_read(&mut self, c: usize) {
+        if self.draining {
+            self.work(c).verified = true;
+            return;
+        }
+        match self.any_file() {
+            Some(gfid) => self.begin(c, Intent::Read(gfid, Vec::new())),
+            None => self.wake_in(c, Duration::from_millis(50)),
+        }
+    }
+
+    fn any_file(&mut self) -> Option<Gfid> {
+        let all: Vec<Gfid> = self.checks.files.files.iter().filter(|(_, f)| !f.gone).map(|(g, _)| *g).collect();
+        (!all.is_empty()).then(|| all[self.rng.random_range(0..all.len())])
+    }
+
     fn choose(&mut self, c: usize) -> Intent {
         let w = &self.callers[c].work;
         let all: Vec<Name> =
@@ -162,10 +183,7 @@ impl World {
             (69..72, _, _) => Intent::List(w.sub.is_some() && self.rng.random_bool(0.4)),
             (72..75, _, _) => Intent::Lookup(name),
             (75..87, _, Some(mine)) => Intent::Read(mine, Vec::new()),
-            _ => {
-                let all: Vec<Gfid> = self.checks.files.files.iter().filter(|(_, f)| !f.gone).map(|(g, _)| *g).collect();
-                if all.is_empty() { Intent::List(false) } else { Intent::Read(all[self.rng.random_range(0..all.len())], Vec::new()) }
-            }
+            _ => self.any_file().map_or(Intent::List(false), |gfid| Intent::Read(gfid, Vec::new())),
         }
     }
 
