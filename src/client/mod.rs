@@ -45,6 +45,8 @@ impl Default for ClientOptions {
     }
 }
 
+/// Between two questions of a call whose patience is over.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// Waits between two attempts.
 const RETRY_WAIT: Duration = Duration::from_millis(20);
 
@@ -134,7 +136,7 @@ impl VolumeClient {
         let head = postcard::to_allocvec(&message).expect("plain data");
         let mut asked = Duration::ZERO;
         let exchange = connection.call(&head, payload, &mut |waited| {
-            if waited >= self.options.patience && waited - asked >= self.options.patience {
+            if waited >= self.options.patience && waited - asked >= ASK_AGAIN {
                 asked = waited;
                 // What others have learnt meanwhile has not helped this call: ask on from there.
                 self.view.refresh(self.view.route().version);

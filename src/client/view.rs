@@ -3,7 +3,7 @@
 use crate::management::{Ask, AskError, VolumeView, ask};
 use crate::records::VolumeStatus;
 use brickraft_fs::replica::{BrickId, GroupConfig};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Mutex, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 /// Why a volume cannot be mounted.
@@ -47,6 +47,8 @@ struct State {
 const SLOW_REFRESH: Duration = Duration::from_millis(250);
 /// How long one server may take to answer while a caller waits.
 const ASK_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long the others have to answer after one that knew nothing new.
+const STRAGGLERS: Duration = Duration::from_millis(100);
 
 impl View {
     pub(super) fn open(servers: &[String], name: &str) -> Result<Self, OpenError> {
@@ -96,18 +98,38 @@ impl View {
         if self.route().version != version {
             return;
         }
-        for server in self.current().servers {
-            match ask::<VolumeView>(&server, &Ask::VolumeView { name: self.name.clone() }, ASK_TIMEOUT) {
+        let answers = self.ask_all();
+        let mut until = Instant::now() + ASK_TIMEOUT;
+        while let Ok((server, answer)) = answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            match answer {
                 Ok(new) => {
                     let stale = self.take(new);
                     if !stale {
                         break;
                     }
+                    until = until.min(Instant::now() + STRAGGLERS);
                 }
                 Err(e) => tracing::debug!(%server, %e, "no view from this server"),
             }
         }
         *asked = Instant::now();
+    }
+
+    /// All at once: one that is gone must not keep the caller from the others' answers.
+    fn ask_all(&self) -> mpsc::Receiver<(String, Result<VolumeView, AskError>)> {
+        let (answers, receiver) = mpsc::channel();
+        for server in self.current().servers {
+            let (answers, question) = (answers.clone(), Ask::VolumeView { name: self.name.clone() });
+            let asker = std::thread::Builder::new().name("view".into());
+            let asking = asker.spawn(move || {
+                let answer = ask(&server, &question, ASK_TIMEOUT);
+                let _ = answers.send((server, answer));
+            });
+            if let Err(e) = asking {
+                tracing::warn!(%e, "cannot start a thread to ask a server");
+            }
+        }
+        receiver
     }
 
     /// As [`View::refresh`], but not more often than four times a second.

@@ -15,11 +15,11 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// A node serves for so long after it sent a renewal that was answered. With the margin and an election
 /// (one to two time-outs) it bounds how long clients wait when a server vanishes.
-pub const LEASE: Duration = Duration::from_millis(1000);
+pub const LEASE: Duration = Duration::from_millis(900);
 /// What the controller adds for clock drift and scheduling.
-pub const MARGIN: Duration = Duration::from_millis(200);
+pub const MARGIN: Duration = Duration::from_millis(150);
 /// Between two renewals.
-pub const RENEW: Duration = Duration::from_millis(300);
+pub const RENEW: Duration = Duration::from_millis(250);
 /// Between two looks of the controller.
 pub const CONTROL: Duration = Duration::from_millis(100);
 

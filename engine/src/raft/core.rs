@@ -337,7 +337,9 @@ impl RaftCore {
 
     pub(super) fn reset_election_timer(&mut self) {
         let base = u64::try_from(self.config.election_timeout.as_micros()).unwrap_or(u64::MAX / 4).max(1);
-        let wait = self.rng.random_range(base..base.saturating_mul(2));
+        // Half a time-out of spread is hundreds of round trips; with pre-vote, a tie costs little more than one. A whole
+        // one, as in the paper, would keep clients waiting for longer than ties do.
+        let wait = self.rng.random_range(base..base.saturating_add(base / 2).max(base + 1));
         self.election_at = Time(self.now.0.saturating_add(wait));
     }
 

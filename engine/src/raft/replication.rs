@@ -108,7 +108,7 @@ impl RaftCore {
         let stale = match peer.state {
             ProgressState::Snapshot => true,
             ProgressState::Replicate => prev <= peer.matched,
-            ProgressState::Probe => prev.next() != peer.next,
+            ProgressState::Probe => prev != Index(peer.next.0 - 1),
         };
         if !stale {
             peer.become_probe(agreed.next());

@@ -82,6 +82,8 @@ fn a_removed_follower_learns_of_it_and_stays_quiet() {
     let mut net = Net::new(3, 4);
     let leader = net.elect();
     let out = net.nodes.keys().copied().find(|n| *n != leader).unwrap();
+    // The leader has heard from all.
+    net.run(50);
     let index = change(&mut net, ConfChange::Remove(out)).unwrap();
     net.settle(index);
     net.run(20);
