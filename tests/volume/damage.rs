@@ -67,7 +67,7 @@ fn removed(of: impl FnOnce(&Lab) -> usize, dot_files: bool, look: bool) {
     remove(&lab.brick_dir(of(&lab)), dot_files);
     let mnt = lab.hosts[2].mount("h1,h2", "rep", "mnt");
     if look {
-        tree::assert_same(&lab.hosts[2], &tree, &lab.hosts[2].dir.join("mnt/tree"));
+        tree::assert_same_to_rsync(&lab.hosts[2], &tree, &lab.hosts[2].dir.join("mnt/tree"));
     }
     if !dot_files {
         lab.hosts[2].ok(&["volume", "heal", "rep", "full"]);

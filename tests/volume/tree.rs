@@ -50,14 +50,20 @@ pub fn stage(dir: &Path, objects: usize) -> PathBuf {
     tree
 }
 
-/// Panics unless the two trees, which lie on `host`, are the same in every respect that cp -a keeps.
+/// Panics unless the two trees, which lie on `host`, are the same in every respect that cp -a keeps; rsync and diff look.
 #[track_caller]
 pub fn assert_same(host: &Host, want: &Path, got: &Path) {
+    assert_same_to_rsync(host, want, got);
+    let differences = output(host.command(["diff", "-r", "--no-dereference"]).args([want, got]));
+    let said = format!("{}{}", text(&differences.stdout), text(&differences.stderr));
+    assert!(said.is_empty(), "diff sees differences between {} and {}:\n{}", want.display(), got.display(), head(&said));
+}
+
+/// The same, in half the time: rsync looks, which reads everything too.
+#[track_caller]
+pub fn assert_same_to_rsync(host: &Host, want: &Path, got: &Path) {
     let slash = |p: &Path| format!("{}/", p.display());
     let differences = output(host.command(["rsync", "-nac", "--delete", "-i"]).args([slash(want), slash(got)]));
     let said = format!("{}{}", text(&differences.stdout), text(&differences.stderr));
     assert!(said.is_empty(), "rsync sees differences between {} and {}:\n{}", want.display(), got.display(), head(&said));
-    let differences = output(host.command(["diff", "-r", "--no-dereference"]).args([want, got]));
-    let said = format!("{}{}", text(&differences.stdout), text(&differences.stderr));
-    assert!(said.is_empty(), "diff sees differences between {} and {}:\n{}", want.display(), got.display(), head(&said));
 }

@@ -50,6 +50,8 @@ pub(super) struct RepairJob {
     request: Option<ClientRequest>,
     probe: Fop,
     peer: BrickId,
+    /// The mtimes say who is right; otherwise this brick is.
+    judge: bool,
 }
 
 impl RepairJob {
@@ -195,7 +197,7 @@ impl<S: Disk> ReplicaCore<S> {
                 if agree(&mine, &theirs) || changing {
                     return self.again(request);
                 }
-                let job = RepairJob { request: Some(request), probe: ask.probe, peer: from };
+                let job = RepairJob { request: Some(request), probe: ask.probe, peer: from, judge: true };
                 self.queue_repair(job);
             }
         }
@@ -221,8 +223,13 @@ impl<S: Disk> ReplicaCore<S> {
     pub(super) fn queue_self_repair(&mut self, seq: u64) {
         let Some(gfid) = self.p.flights.get(&seq).and_then(|f| f.touches.first().copied()) else { return };
         for peer in self.others() {
-            self.queue_repair(RepairJob { request: None, probe: Fop::GetAttr { gfid }, peer });
+            self.queue_repair(RepairJob { request: None, probe: Fop::GetAttr { gfid }, peer, judge: false });
         }
+    }
+
+    /// Two bricks differ in an object, and no signature speaks for either: as if somebody had opened it.
+    pub(super) fn judge_by_time(&mut self, gfid: Gfid, peer: BrickId) {
+        self.queue_repair(RepairJob { request: None, probe: Fop::GetAttr { gfid }, peer, judge: true });
     }
 
     /// The repair has its turn in the order.
@@ -296,10 +303,10 @@ impl<S: Disk> ReplicaCore<S> {
         }
         let (Some(theirs), Some(around)) = (&r.theirs, &r.theirs_around) else { return Moved::No };
         let mine = self.store.query(&r.job.probe);
-        if agree(&mine, theirs) && r.job.request.is_some() {
+        if agree(&mine, theirs) && r.job.judge {
             return Moved::Done;
         }
-        let direction = if r.job.request.is_some() { self.who_is_right(&r.job.probe, &mine, theirs, around) } else { Direction::Push };
+        let direction = if r.job.judge { self.who_is_right(&r.job.probe, &mine, theirs, around) } else { Direction::Push };
         let mut objects = objects;
         for side in [&mine, theirs] {
             if let Ok(Reply::Attr(a)) = side {

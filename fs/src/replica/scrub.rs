@@ -5,7 +5,7 @@ use super::join::FREEZE_MAX;
 use super::types::{BrickId, HealInfo, HealTag, PeerMsg, ReplicaOutput};
 use super::{Disk, ReplicaCore, Role};
 use crate::fop::Gfid;
-use crate::heal::scrub::{ScrubReport, Scrubber};
+use crate::heal::scrub::{Doubt, ScrubReport, Scrubber, Verdict};
 use crate::heal::{Direction, HealCall, HealPlan, HealResult, Healer, Step, heal_objects};
 use brickraft_engine::types::Time;
 use bytes::Bytes;
@@ -173,7 +173,10 @@ impl<S: Disk> ReplicaCore<S> {
 
     fn plan_repairs(&mut self, s: &mut Scrub, report: &ScrubReport) {
         for f in report.undecided() {
-            self.note_damage(format!("{} differs from brick {} ({:?}), and nobody can say who is right", f.gfid, s.peer, f.difference));
+            if f.verdict == Verdict::Undecidable(Doubt::NoWitness) {
+                self.judge_by_time(f.gfid, s.peer);
+            }
+            self.note_damage(format!("{} differs from brick {} ({:?}), and no signature says who is right", f.gfid, s.peer, f.difference));
         }
         // A bitmap must not be cleared of what is healed meanwhile.
         self.p.checkpoint = None;

@@ -300,6 +300,55 @@ fn scrub_finds_a_bit_that_rotted() {
     }
 }
 
+/// Lets the primary compare everything, and waits for the end.
+fn scrub(w: &mut World, request: crate::replica::AdminRequest) {
+    let primary = w.config.primary;
+    w.give(primary, crate::replica::ReplicaEvent::Admin { id: 1, request });
+    w.run_until("scrubbed", Duration::from_secs(120), |w| w.nodes[&primary].core.as_ref().unwrap().info().heals.is_empty());
+    // What the mtimes decide is repaired after.
+    w.run_for(Duration::from_secs(2));
+}
+
+#[test]
+fn names_that_one_brick_lost_come_back_with_a_full_heal() {
+    for bricks in [2, 3] {
+        for victim in [1, 2] {
+            let mut w = world(bricks, 1);
+            act(&mut w, 0, mkdir(Gfid::ROOT, "dir", gfid(1))).unwrap();
+            act(&mut w, 0, mkdir(gfid(1), "sub", gfid(2))).unwrap();
+            act(&mut w, 0, create(gfid(2), "file", gfid(3))).unwrap();
+            act(&mut w, 0, write(0)).unwrap();
+            let (last, everything) = (wrote(&w, 0), w.picture(3 - victim).len());
+            let store = w.nodes.get_mut(&victim).unwrap().core.as_mut().unwrap().store();
+            for name in ["dir", "r0", "r1"] {
+                store.damage_remove(Gfid::ROOT, name.as_bytes()).unwrap();
+            }
+            scrub(&mut w, crate::replica::AdminRequest::HealFull);
+            assert_eq!(content(&mut w, 0), last);
+            assert_eq!(w.picture(victim).len(), everything, "{bricks} bricks, victim {victim}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_somebody_wrote_to_is_judged_by_its_time() {
+    for victim in [1, 2] {
+        let mut w = world(2, 1);
+        act(&mut w, 0, write(0)).unwrap();
+        let last = wrote(&w, 0);
+        w.run_for(Duration::from_secs(5));
+        let mtime = w.wall(victim);
+        let store = w.nodes.get_mut(&victim).unwrap().core.as_mut().unwrap().store();
+        store.damage_flip(register(0), 0, 3).unwrap();
+        let (attr, _) = store.heal_stat(register(0)).unwrap();
+        store.heal_set_attr(register(0), &ExactAttr { mtime, ..ExactAttr::from(&attr) }).unwrap();
+        scrub(&mut w, crate::replica::AdminRequest::Scrub);
+        assert_eq!(content(&mut w, 0), last, "victim {victim}");
+        // Nothing stands still afterwards.
+        act(&mut w, 0, write(0)).unwrap();
+    }
+}
+
 #[test]
 fn an_open_file_outlives_its_name_on_all_bricks_and_over_a_new_primary() {
     let mut w = world(2, 2);
