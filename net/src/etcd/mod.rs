@@ -17,6 +17,7 @@ mod lease;
 mod lock;
 mod maintenance;
 pub mod pb;
+mod peer_name;
 mod serve;
 mod status;
 mod watch;
@@ -25,6 +26,7 @@ mod watch;
 mod tests;
 
 pub use check::Limits;
+pub use peer_name::ClientCertName;
 pub use serve::{ServeError, serve, serve_with};
 pub use status::ApiError;
 
