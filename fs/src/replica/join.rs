@@ -7,7 +7,7 @@
 //! the brick could be declared in sync while it lacks a change.
 
 use super::flight::Flight;
-use super::types::{BrickId, GroupConfig, HealTag, Identity, PeerMsg, RememberedReply, RepOp, ReplicaOutput};
+use super::types::{BrickId, GroupConfig, HealTag, Identity, PeerMsg, RepOp, ReplicaOutput, ReplyTable};
 use super::{DataTask, Disk, ReplicaCore, Task};
 use crate::fop::{Bucket, Fop, Gfid};
 use crate::heal::{Direction, HealItem, HealPlan, HealResult, Healer, Step};
@@ -135,7 +135,7 @@ pub(super) struct Outsider {
 struct Ready {
     primary: (BrickId, Option<u64>),
     seq: u64,
-    replies: Vec<RememberedReply>,
+    replies: ReplyTable,
     synced: bool,
 }
 
@@ -145,7 +145,7 @@ impl Outsider {
     }
 
     /// What the primary handed over, when the brick is in sync by now without having noticed.
-    pub fn ready_replies(&mut self) -> Option<Vec<RememberedReply>> {
+    pub fn ready_replies(&mut self) -> Option<ReplyTable> {
         self.ready.take().map(|r| r.replies)
     }
 }
@@ -441,7 +441,7 @@ impl<S: Disk> ReplicaCore<S> {
         }
     }
 
-    pub(super) fn on_join_ready(&mut self, attempt: u64, seq: u64, orphans: &[Gfid], replies: Vec<RememberedReply>) {
+    pub(super) fn on_join_ready(&mut self, attempt: u64, seq: u64, orphans: &[Gfid], replies: ReplyTable) {
         if self.role != super::Role::Outsider || attempt != self.o.attempt {
             return;
         }

@@ -1,7 +1,7 @@
 //! What a brick remembers of its clients' sessions: outcomes, so that a retry is recognised, and open files.
 
-use super::types::RememberedReply;
-use crate::fop::{FopResult, Gfid, Reply};
+use super::types::{ReplyTable, SessionReplies};
+use crate::fop::{FopResult, Gfid};
 use std::collections::BTreeMap;
 
 /// Most outcomes that are kept for one session. A client may have at most this many unanswered operations.
@@ -17,6 +17,8 @@ struct Session {
     acked: u64,
     open: BTreeMap<Gfid, u32>,
     used: u64,
+    /// The session has said what it acknowledges; before, nothing is known of its operations.
+    seen: bool,
     /// The table was lost before this session was seen: retries up to this op may have been carried out.
     doubtful: u64,
 }
@@ -60,11 +62,11 @@ impl Sessions {
         if session == 0 {
             return;
         }
-        let new = !self.sessions.contains_key(&session);
         let lost = self.lost;
         let s = self.session(session);
-        if new && lost {
-            s.doubtful = acked + DOUBT_OPS;
+        if !s.seen {
+            s.seen = true;
+            s.doubtful = if lost { acked + DOUBT_OPS } else { 0 };
         }
         if acked > s.acked {
             s.acked = acked;
@@ -107,26 +109,29 @@ impl Sessions {
         }
     }
 
-    /// The reply table, to be taken over by another brick. Op 0 stands for what the session has acknowledged.
-    pub fn table(&self) -> Vec<RememberedReply> {
-        let mut table = Vec::new();
-        for (&session, s) in &self.sessions {
-            table.push(RememberedReply { session, op: 0, reply: Reply::Offset(s.acked) });
+    /// The reply table, to be taken over by another brick.
+    pub fn table(&self) -> ReplyTable {
+        let seen = self.sessions.iter().filter(|(_, s)| s.seen || !s.replies.is_empty());
+        let sessions = seen.map(|(&session, s)| {
             let done = s.replies.iter().filter_map(|(&op, r)| r.as_ref().ok().map(|reply| (op, reply.clone())));
-            table.extend(done.map(|(op, reply)| RememberedReply { session, op, reply }));
-        }
-        table
+            SessionReplies { session, acked: s.acked, doubtful: s.doubtful, replies: done.collect() }
+        });
+        ReplyTable { lost: self.lost, sessions: sessions.collect() }
     }
 
-    /// Replaces the reply table by the primary's. Open files and what clients have acknowledged stay.
-    pub fn replace_table(&mut self, table: Vec<RememberedReply>) {
+    /// Replaces the reply table by the primary's, with what it does not know. Open files and what clients have
+    /// acknowledged stay.
+    pub fn replace_table(&mut self, table: ReplyTable) {
+        self.lost = table.lost;
         for s in self.sessions.values_mut() {
             s.replies.clear();
+            s.seen = false;
         }
-        for r in table {
-            match r.reply {
-                Reply::Offset(acked) if r.op == 0 => self.ack(r.session, acked),
-                reply => self.remember(r.session, r.op, Ok(reply)),
+        for row in table.sessions {
+            self.ack(row.session, row.acked);
+            self.session(row.session).doubtful = row.doubtful;
+            for (op, reply) in row.replies {
+                self.remember(row.session, op, Ok(reply));
             }
         }
     }
@@ -183,6 +188,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fop::Reply;
 
     #[test]
     fn remembers_until_acknowledged() {
@@ -192,7 +198,22 @@ mod tests {
         assert_eq!(s.known(7, 2), Known::Done(Ok(Reply::Offset(2))));
         s.ack(7, 1);
         assert_eq!((s.known(7, 1), s.known(7, 3), s.known(8, 1)), (Known::Forgotten, Known::New, Known::New));
-        assert_eq!(s.table().len(), 2);
+        assert_eq!(s.table().sessions.len(), 1, "op 2 alone is not acknowledged");
+    }
+
+    #[test]
+    fn a_loss_is_handed_on_with_the_table() {
+        let (mut first, mut second) = (Sessions::default(), Sessions::default());
+        first.begin_lost();
+        first.open(7, Gfid([9; 16]));
+        first.ack(7, 100);
+        first.ack(8, 5);
+        assert!(first.is_doubtful(7, 101), "a session that reopened a file before its first operation is doubtful too");
+        second.ack(7, 120);
+        second.replace_table(first.table());
+        assert!(second.is_doubtful(7, 101) && !second.is_doubtful(7, 100 + DOUBT_OPS + 1) && second.is_doubtful(8, 6));
+        second.ack(9, 40);
+        assert!(second.is_doubtful(9, 41) && !second.is_doubtful(9, 40 + DOUBT_OPS + 1), "one that is first seen later");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A new primary: makes the other in-sync bricks equal to itself in all that was in flight, then serves.
 
-use super::types::{BrickId, HealTag, PeerMsg, RememberedReply, ReplicaOutput};
+use super::types::{BrickId, HealTag, PeerMsg, ReplicaOutput, ReplyTable};
 use super::{Disk, ReplicaCore};
 use crate::fop::Gfid;
 use crate::heal::{Direction, HealPlan, HealResult, Healer, Step};
@@ -192,7 +192,7 @@ impl<S: Disk> ReplicaCore<S> {
     }
 
     /// The secondary's side: the new primary has made us equal.
-    pub(super) fn on_took_over(&mut self, seq: u64, orphans: &[Gfid], replies: Vec<RememberedReply>) {
+    pub(super) fn on_took_over(&mut self, seq: u64, orphans: &[Gfid], replies: ReplyTable) {
         if self.s.next.is_none() {
             self.drop_other_orphans(orphans);
             self.s.next = Some(seq + 1);

@@ -324,15 +324,26 @@ pub struct HealTag {
     pub id: u64,
 }
 
-/// One remembered outcome of a session.
+/// What a brick remembers of all sessions, on its way to another brick.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyTable {
+    /// An earlier table was lost: a session that is not in this one may retry what was carried out before.
+    pub lost: bool,
+    /// The sessions.
+    pub sessions: Vec<SessionReplies>,
+}
+
+/// What a brick remembers of one session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RememberedReply {
+pub struct SessionReplies {
     /// The session.
     pub session: u64,
-    /// The op; 0: `reply` is an `Offset` that says up to which op the client has its answers.
-    pub op: u64,
-    /// Its outcome.
-    pub reply: Reply,
+    /// The client has the answers of everything up to this op.
+    pub acked: u64,
+    /// Retries up to this op may have been carried out without the table knowing; 0: none.
+    pub doubtful: u64,
+    /// The outcomes of later ops.
+    pub replies: Vec<(u64, Reply)>,
 }
 
 /// What the bricks of a group say to each other. "P:" is said by the primary, "S:" by another brick.
@@ -433,7 +444,7 @@ pub enum PeerMsg {
         /// The files without a name that the primary keeps; the brick drops all others.
         orphans: Vec<Gfid>,
         /// The session reply table.
-        replies: Vec<RememberedReply>,
+        replies: ReplyTable,
     },
     /// S: all is durable here; propose me.
     JoinReadyDone {
@@ -465,7 +476,7 @@ pub enum PeerMsg {
         /// The files without a name that the primary keeps; the brick drops all others.
         orphans: Vec<Gfid>,
         /// The session reply table.
-        replies: Vec<RememberedReply>,
+        replies: ReplyTable,
     },
     /// S: done.
     TookOverDone {
