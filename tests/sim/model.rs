@@ -1,5 +1,6 @@
 //! What is known of the files: of every block the values that it was given, in order, and how far down it may be.
 
+use crate::work::Intent;
 use brickraft_fs::fop::Gfid;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,6 +83,22 @@ impl Files {
             file.gone = false;
             for block in &mut file.blocks {
                 (block.acked, block.seen) = (block.synced, block.synced);
+            }
+        }
+    }
+
+    /// A change by name was under way when something was lost. What was at the name then is not known: whatever
+    /// could be there may have been taken away, or moved.
+    pub fn changed_in_doubt(&mut self, owner: usize, intent: &Intent) {
+        let (from, to) = match intent {
+            Intent::Unlink(name) => (None, *name),
+            Intent::Rename(from, to) => (Some(*from), *to),
+            _ => return,
+        };
+        for file in self.files.values_mut().filter(|f| f.owner == owner) {
+            file.may_be_gone |= file.names.contains(&to);
+            if from.is_some_and(|from| file.names.contains(&from)) {
+                file.names.insert(to);
             }
         }
     }

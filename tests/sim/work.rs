@@ -289,6 +289,8 @@ impl World {
         }
         if certain {
             self.settle(c, intent, &fop, &outcome);
+        } else {
+            self.checks.files.changed_in_doubt(c, &intent);
         }
     }
 

@@ -70,7 +70,7 @@ pub(super) struct Repair {
     theirs: Option<FopResult>,
     theirs_around: Option<FopResult>,
     healer: Option<Healer>,
-    heal: u64,
+    pub heal: u64,
     calls: BTreeMap<u64, (Bytes, Time)>,
     began: Time,
 }
@@ -158,6 +158,7 @@ impl<S: Disk> ReplicaCore<S> {
 
     pub(super) fn resend_asks(&mut self) {
         let (now, epoch) = (self.now, self.group.epoch);
+        let floor = self.p.heal_floor();
         let mut again = Vec::new();
         for (&id, ask) in &mut self.p.asks {
             if now.since(ask.sent) >= self.timing.retransmit {
@@ -169,7 +170,7 @@ impl<S: Disk> ReplicaCore<S> {
             for (&id, (call, sent)) in &mut repair.calls {
                 if now.since(*sent) >= self.timing.retransmit {
                     *sent = now;
-                    let tag = super::HealTag { epoch, attempt: 0, heal: repair.heal, id };
+                    let tag = super::HealTag { epoch, attempt: 0, heal: repair.heal, floor, id };
                     self.out.push_back(super::ReplicaOutput::ToPeer { to: repair.job.peer, msg: PeerMsg::Heal(tag), payload: call.clone() });
                 }
             }
@@ -355,7 +356,7 @@ impl<S: Disk> ReplicaCore<S> {
         while let Some((id, call)) = healer.poll_call() {
             let payload = Bytes::from(postcard::to_allocvec(&call).unwrap_or_default());
             r.calls.insert(id, (payload.clone(), self.now));
-            let tag = super::HealTag { epoch: self.group.epoch, attempt: 0, heal: r.heal, id };
+            let tag = super::HealTag { epoch: self.group.epoch, attempt: 0, heal: r.heal, floor: self.p.heal_floor().min(r.heal), id };
             self.out.push_back(super::ReplicaOutput::ToPeer { to: r.job.peer, msg: PeerMsg::Heal(tag), payload });
         }
         match step {

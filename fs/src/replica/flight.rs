@@ -155,6 +155,7 @@ impl<S: Disk> ReplicaCore<S> {
             epoch,
             seq,
             complete,
+            heal_floor: self.p.heal_floor(),
             session: f.session,
             op: f.op,
             acked: f.acked,

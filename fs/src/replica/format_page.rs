@@ -10,7 +10,7 @@ fn number(msg: &PeerMsg) -> u8 {
 #[test]
 fn the_page_has_the_numbers_of_the_messages() {
     let page = include_str!("../../../FORMAT.md");
-    let tag = HealTag { epoch: 1, attempt: 1, heal: 1, id: 1 };
+    let tag = HealTag { epoch: 1, attempt: 1, heal: 1, floor: 1, id: 1 };
     let fop = Fop::StatFs;
     let all = [
         ("Hello(Identity)", PeerMsg::Hello(Identity::default())),

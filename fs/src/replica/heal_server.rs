@@ -17,21 +17,27 @@ const HEALS_MAX: usize = 4;
 pub(super) struct HealServer {
     /// The answers given, by (epoch, heal) and call.
     heals: BTreeMap<(u64, u64), BTreeMap<u64, Bytes>>,
-    /// Heals up to this one are over.
+    /// Heals below this one are over.
     floor: (u64, u64),
 }
 
 impl HealServer {
     /// The answers of a heal; `None`: it is over.
     fn of(&mut self, heal: (u64, u64)) -> Option<&mut BTreeMap<u64, Bytes>> {
-        if heal <= self.floor {
-            return None;
-        }
         if !self.heals.contains_key(&heal) && self.heals.len() >= HEALS_MAX {
             let (oldest, _) = self.heals.pop_first()?;
-            self.floor = oldest;
+            self.over((oldest.0, oldest.1 + 1));
         }
-        (heal > self.floor).then(|| self.heals.entry(heal).or_default())
+        (heal >= self.floor).then(|| self.heals.entry(heal).or_default())
+    }
+
+    /// Heals below `floor` are over. **Invariant**: nothing of a heal that was given up is executed after anything that
+    /// its primary did later, so it cannot bring back what a later change took away.
+    pub fn over(&mut self, floor: (u64, u64)) {
+        if floor > self.floor {
+            self.floor = floor;
+            self.heals = self.heals.split_off(&floor);
+        }
     }
 }
 
@@ -45,6 +51,7 @@ impl<S: Disk> ReplicaCore<S> {
         if tag.attempt != attempt {
             return;
         }
+        self.heals.over((tag.epoch, tag.floor));
         let Some(answers) = self.heals.of((tag.epoch, tag.heal)) else { return };
         if let Some(answer) = answers.get(&tag.id) {
             let answer = answer.clone();
@@ -70,5 +77,27 @@ impl<S: Disk> ReplicaCore<S> {
     pub(super) fn on_heal_return(&mut self, from: BrickId, tag: HealTag, payload: &Bytes) {
         let result: HealResult = postcard::from_bytes(payload).unwrap_or(Err::<HealReturn, _>(Errno::EIO));
         let _ = self.take_over_return(from, tag, &result) || self.repair_return(from, tag, &result) || self.scrub_return(from, tag, &result) || self.join_return(from, tag, &result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_a_heal_that_was_given_up_is_executed() {
+        let mut server = HealServer::default();
+        let answer = Bytes::from_static(b"done");
+        server.of((4, 1)).expect("in hand").insert(1, answer.clone());
+        server.over((4, 2));
+        assert!(server.of((4, 1)).is_none(), "a late call of heal 1, although its answers were remembered");
+        server.of((4, 2)).expect("in hand").insert(1, answer.clone());
+        server.over((4, 1));
+        assert_eq!(server.of((4, 2)).expect("a lower floor comes late").get(&1), Some(&answer));
+        for heal in 3..=2 + HEALS_MAX as u64 {
+            assert!(server.of((4, heal)).is_some());
+        }
+        assert!(server.of((4, 2)).is_none(), "forgotten, so over");
+        assert!(server.of((5, 1)).is_some(), "a new epoch counts anew");
     }
 }

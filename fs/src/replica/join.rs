@@ -51,7 +51,7 @@ pub(super) struct Join {
     incarnation: u64,
     pub stage: Stage,
     healer: Option<Healer>,
-    heal: u64,
+    pub heal: u64,
     calls: BTreeMap<u64, (Bytes, Time)>,
     changes: BTreeMap<Gfid, HealItem>,
     changed_buckets: BTreeSet<Bucket>,
@@ -284,7 +284,7 @@ impl<S: Disk> ReplicaCore<S> {
         while let Some((id, call)) = healer.poll_call() {
             let payload = Bytes::from(postcard::to_allocvec(&call).unwrap_or_default());
             j.calls.insert(id, (payload.clone(), self.now));
-            let tag = HealTag { epoch: self.group.epoch, attempt: j.attempt, heal: j.heal, id };
+            let tag = HealTag { epoch: self.group.epoch, attempt: j.attempt, heal: j.heal, floor: self.p.heal_floor().min(j.heal), id };
             self.out.push_back(ReplicaOutput::ToPeer { to: j.brick, msg: PeerMsg::Heal(tag), payload });
         }
         if step != Step::Finished {
@@ -341,10 +341,11 @@ impl<S: Disk> ReplicaCore<S> {
     pub(super) fn tick_join(&mut self) {
         let Some(mut j) = self.p.join.take() else { return };
         let (now, epoch, pause) = (self.now, self.group.epoch, self.timing.retransmit);
+        let floor = self.p.heal_floor().min(j.heal);
         for (&id, (call, sent)) in &mut j.calls {
             if now.since(*sent) >= pause {
                 *sent = now;
-                let tag = HealTag { epoch, attempt: j.attempt, heal: j.heal, id };
+                let tag = HealTag { epoch, attempt: j.attempt, heal: j.heal, floor, id };
                 self.out.push_back(ReplicaOutput::ToPeer { to: j.brick, msg: PeerMsg::Heal(tag), payload: call.clone() });
             }
         }

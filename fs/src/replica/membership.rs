@@ -249,7 +249,8 @@ impl<S: Disk> ReplicaCore<S> {
             return;
         }
         match msg {
-            PeerMsg::Op { seq, complete, session, op, acked, time, touches, rep, .. } => {
+            PeerMsg::Op { epoch, seq, complete, heal_floor, session, op, acked, time, touches, rep } => {
+                self.heals.over((epoch, heal_floor));
                 self.on_op(super::secondary::Received { seq, session, op, acked, time, touches, rep, payload }, complete);
             }
             PeerMsg::Complete { complete, ping, .. } => {

@@ -67,6 +67,15 @@ pub(super) struct Primary {
 }
 
 impl Primary {
+    /// Heals below this number are over, but for one that the caller has taken out.
+    pub fn heal_floor(&self) -> u64 {
+        let join = self.join.as_ref().map(|j| j.heal);
+        let scrub = self.scrub.as_ref().map(|s| s.heal);
+        let repair = self.repair.as_ref().map(|r| r.heal);
+        let take_over = self.take_over.as_ref().and_then(TakeOver::heal);
+        [join, scrub, repair, take_over].into_iter().flatten().min().unwrap_or(self.heals + 1)
+    }
+
     pub fn is_idle(&self) -> bool {
         self.flights.is_empty() && self.asks.is_empty() && self.take_over.is_none() && self.join.is_none() && self.repair.is_none()
             && self.checkpoint.is_none()

@@ -30,7 +30,7 @@ pub(super) struct Scrub {
     scrubber: Option<Scrubber>,
     healers: VecDeque<Healer>,
     suspects: VecDeque<Gfid>,
-    heal: u64,
+    pub heal: u64,
     calls: BTreeMap<u64, (Bytes, Time)>,
     began: Time,
     frozen_at: Time,
@@ -117,7 +117,7 @@ impl<S: Disk> ReplicaCore<S> {
         for (id, call) in calls {
             let payload = Bytes::from(postcard::to_allocvec(&call).unwrap_or_default());
             s.calls.insert(id, (payload.clone(), self.now));
-            let tag = HealTag { epoch: self.group.epoch, attempt: 0, heal: s.heal, id };
+            let tag = HealTag { epoch: self.group.epoch, attempt: 0, heal: s.heal, floor: self.p.heal_floor().min(s.heal), id };
             self.out.push_back(ReplicaOutput::ToPeer { to: s.peer, msg: PeerMsg::Heal(tag), payload });
         }
         if let Some(Err(e)) = outcome {
@@ -193,11 +193,12 @@ impl<S: Disk> ReplicaCore<S> {
 
     pub(super) fn tick_scrub(&mut self) {
         let (now, epoch, pause) = (self.now, self.group.epoch, self.timing.retransmit);
+        let floor = self.p.heal_floor();
         let Some(s) = &mut self.p.scrub else { return };
         for (&id, (call, sent)) in &mut s.calls {
             if now.since(*sent) >= pause {
                 *sent = now;
-                let tag = HealTag { epoch, attempt: 0, heal: s.heal, id };
+                let tag = HealTag { epoch, attempt: 0, heal: s.heal, floor, id };
                 self.out.push_back(ReplicaOutput::ToPeer { to: s.peer, msg: PeerMsg::Heal(tag), payload: call.clone() });
             }
         }

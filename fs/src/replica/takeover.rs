@@ -26,6 +26,11 @@ pub(super) struct TakeOver {
 }
 
 impl TakeOver {
+    /// The number of the heal in hand.
+    pub fn heal(&self) -> Option<u64> {
+        self.healer.as_ref().map(|h| h.1)
+    }
+
     pub fn waits_for(&self, brick: BrickId) -> Option<Time> {
         let healing = self.healer.as_ref().is_some_and(|h| h.0 == brick);
         ((self.asking && self.asked.contains(&brick)) || self.telling.contains(&brick) || healing).then_some(self.began)
@@ -109,7 +114,7 @@ impl<S: Disk> ReplicaCore<S> {
             while let Some((id, call)) = healer.poll_call() {
                 let payload = Bytes::from(postcard::to_allocvec(&call).unwrap_or_default());
                 t.calls.insert(id, (payload.clone(), self.now));
-                let tag = HealTag { epoch: self.group.epoch, attempt: 0, heal, id };
+                let tag = HealTag { epoch: self.group.epoch, attempt: 0, heal, floor: self.p.heal_floor().min(heal), id };
                 self.out.push_back(ReplicaOutput::ToPeer { to: brick, msg: PeerMsg::Heal(tag), payload });
             }
             if step != Step::Finished {
@@ -156,6 +161,7 @@ impl<S: Disk> ReplicaCore<S> {
         let (now, epoch, pause) = (self.now, self.group.epoch, self.timing.retransmit);
         let again = self.p.take_over.as_ref().is_some_and(|t| t.asking && now.since(t.sent) >= pause && !t.telling.is_empty());
         let told = again.then(|| self.took_over());
+        let floor = self.p.heal_floor();
         let Some(t) = &mut self.p.take_over else { return };
         if !t.asking || now.since(t.sent) < pause {
             return;
@@ -168,7 +174,7 @@ impl<S: Disk> ReplicaCore<S> {
             for (&id, (call, sent)) in &mut t.calls {
                 if now.since(*sent) >= pause {
                     *sent = now;
-                    again.push((*brick, PeerMsg::Heal(HealTag { epoch, attempt: 0, heal: *heal, id }), call.clone()));
+                    again.push((*brick, PeerMsg::Heal(HealTag { epoch, attempt: 0, heal: *heal, floor, id }), call.clone()));
                 }
             }
         }

@@ -320,6 +320,8 @@ pub struct HealTag {
     pub attempt: u64,
     /// The primary's count of heals: a later heal has a greater one.
     pub heal: u64,
+    /// Heals below this one are over: a call of theirs that comes now was given up, and must not be executed.
+    pub floor: u64,
     /// The call's number within the heal, from 1.
     pub id: u64,
 }
@@ -366,6 +368,8 @@ pub enum PeerMsg {
         seq: u64,
         /// All ops up to this seq are applied on all in-sync bricks.
         complete: u64,
+        /// As [`HealTag::floor`]: the change may undo what a heal that was given up had still to do.
+        heal_floor: u64,
         /// The client's session (0: none).
         session: u64,
         /// The client's op number.
