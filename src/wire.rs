@@ -35,6 +35,8 @@ pub enum ClientMessage {
         retry: bool,
         /// The group's epoch as the mount knows it.
         epoch: u64,
+        /// The fencing token of the handle that it goes through; 0: none.
+        fence: u64,
         /// The operation.
         fop: Fop,
     },

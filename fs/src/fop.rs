@@ -198,6 +198,9 @@ pub struct StatFs {
 pub const RENAME_NOREPLACE: u32 = 1;
 /// `Rename`: swap both names (Linux's `RENAME_EXCHANGE`).
 pub const RENAME_EXCHANGE: u32 = 2;
+/// The extended attribute that holds a file's fence: a decimal number that only rises. See SEMANTICS.md, "Fencing".
+pub const XATTR_FENCE: &[u8] = b"user.brickraft.fence";
+
 /// The longest name, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
 /// The largest read or write, in bytes: what one FUSE request carries.

@@ -59,6 +59,14 @@ pub struct VolumeClient {
     idle: Mutex<Vec<(BrickId, Connection)>>,
 }
 
+/// One operation on its way.
+struct Asked<'a> {
+    op: u64,
+    retry: bool,
+    fence: u64,
+    fop: &'a Fop,
+}
+
 /// How one attempt ended, when not with the operation's outcome.
 enum Again {
     /// The primary is another one, or the epoch moved on.
@@ -84,7 +92,7 @@ impl VolumeClient {
         self.view.current()
     }
 
-    fn carry_out(&self, fop: &Fop, payload: &[u8]) -> Result<(Reply, Bytes), Errno> {
+    fn carry_out(&self, fop: &Fop, payload: &[u8], fence: u64) -> Result<(Reply, Bytes), Errno> {
         let ticket = self.session.begin();
         let deadline = Instant::now() + self.options.op_timeout;
         let mut retry = false;
@@ -93,7 +101,7 @@ impl VolumeClient {
             if let Err(again) = self.reopen(&route, deadline) {
                 self.prepare_retry(&again, &route);
             } else {
-                match self.attempt(&route, ticket.op, retry, fop, payload, deadline) {
+                match self.attempt(&route, Asked { op: ticket.op, retry, fence, fop }, payload, deadline) {
                     Ok(outcome) => return outcome,
                     Err(again) => {
                         retry |= matches!(again, Again::Broken);
@@ -125,14 +133,13 @@ impl VolumeClient {
     fn attempt(
         &self,
         route: &Route,
-        op: u64,
-        retry: bool,
-        fop: &Fop,
+        asked_for: Asked<'_>,
         payload: &[u8],
         deadline: Instant,
     ) -> Result<Result<(Reply, Bytes), Errno>, Again> {
         let mut connection = self.connection(route)?;
-        let message = ClientMessage::Op { op, acked: self.session.acked(), retry, epoch: route.epoch, fop: fop.clone() };
+        let Asked { op, retry, fence, fop } = asked_for;
+        let message = ClientMessage::Op { op, acked: self.session.acked(), retry, epoch: route.epoch, fence, fop: fop.clone() };
         let head = postcard::to_allocvec(&message).expect("plain data");
         let mut asked = Duration::ZERO;
         let exchange = connection.call(&head, payload, &mut |waited| {
@@ -201,7 +208,7 @@ impl VolumeClient {
         let Some(files) = self.session.to_reopen(route.primary) else { return Ok(()) };
         for gfid in &files {
             let ticket = self.session.begin();
-            match self.attempt(route, ticket.op, false, &Fop::Open { gfid: *gfid, flags: 0 }, &[], deadline) {
+            match self.attempt(route, Asked { op: ticket.op, retry: false, fence: 0, fop: &Fop::Open { gfid: *gfid, flags: 0 } }, &[], deadline) {
                 Ok(Ok(_)) => {}
                 Ok(Err(e)) => tracing::warn!(%gfid, %e, "an open file is gone at the new primary"),
                 Err(again) => return Err(again),
@@ -214,7 +221,11 @@ impl VolumeClient {
 
 impl Volume for VolumeClient {
     fn call(&self, fop: &Fop, payload: &[u8]) -> Result<(Reply, Bytes), Errno> {
-        let outcome = self.carry_out(fop, payload);
+        self.call_fenced(fop, payload, 0)
+    }
+
+    fn call_fenced(&self, fop: &Fop, payload: &[u8], fence: u64) -> Result<(Reply, Bytes), Errno> {
+        let outcome = self.carry_out(fop, payload, fence);
         if outcome.is_ok() {
             self.session.note(fop);
         }

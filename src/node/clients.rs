@@ -103,9 +103,9 @@ async fn requests(
     while let Some(frame) = incoming.next().await? {
         let message: ClientMessage = postcard::from_bytes(&frame.head).map_err(|e| invalid(format!("client's message: {e}")))?;
         match message {
-            ClientMessage::Op { op, acked, retry, epoch, fop } => {
+            ClientMessage::Op { op, acked, retry, epoch, fence, fop } => {
                 let request =
-                    ClientRequest { conn, request: frame.id, session: hello.session, op, acked, retry, epoch, fop, payload: frame.payload };
+                    ClientRequest { conn, request: frame.id, session: hello.session, op, acked, retry, epoch, fence, fop, payload: frame.payload };
                 if !bricks.deliver(hello.brick, ReplicaEvent::Client(request)) {
                     let refusal: ServerMessage = Err(ReplicaError::Busy);
                     let head = Bytes::from(postcard::to_allocvec(&refusal).expect("plain data"));

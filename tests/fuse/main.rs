@@ -1,6 +1,7 @@
 //! The mount as applications see it, over a whole cluster on one machine.
 
 mod applications;
+mod fencing;
 mod fsx;
 mod posix;
 mod survival;

@@ -196,12 +196,12 @@ impl World {
 
     pub(super) fn op_packet(&mut self, i: usize, conn: ConnId, request: u64, bytes: &Bytes, payload: Bytes) {
         let (session, message): (u64, ClientMessage) = postcard::from_bytes(bytes).expect("decode");
-        let ClientMessage::Op { op, acked, retry, epoch, fop } = message else { return };
+        let ClientMessage::Op { op, acked, retry, epoch, fence, fop } = message else { return };
         if self.nodes[i].brick.as_ref().is_none_or(|b| b.core.is_none()) {
             let refusal: ServerMessage = Err(ReplicaError::Busy);
             return self.send(conn, 0, Packet::Answer { request, head: head(&refusal), payload: Bytes::new() });
         }
-        let r = ClientRequest { conn, request, session, op, acked, retry, epoch, fop, payload };
+        let r = ClientRequest { conn, request, session, op, acked, retry, epoch, fence, fop, payload };
         self.brick_handle(i, ReplicaEvent::Client(r));
     }
 

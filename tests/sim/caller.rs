@@ -191,7 +191,7 @@ impl World {
         let (epoch, acked, session) = (client.view.epoch, client.acked(), client.session);
         let Some(doing) = &mut self.callers[c].doing else { return };
         (doing.request, doing.conn, doing.since, doing.asked, doing.tag) = (request, Some(conn), now, now, 0);
-        let message = ClientMessage::Op { op: doing.op, acked, retry: doing.retry, epoch, fop: doing.fop.clone() };
+        let message = ClientMessage::Op { op: doing.op, acked, retry: doing.retry, epoch, fence: 0, fop: doing.fop.clone() };
         let head = Bytes::from(postcard::to_allocvec(&(session, message)).expect("plain data"));
         let payload = doing.payload.clone();
         self.send(conn, 1, Packet::Op { request, head, payload });

@@ -21,6 +21,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mkfs.xfs", "xfsprogs"),
     ("cc", "gcc"),
     ("mount", "mount"),
+    ("python3", "python3"),
     ("nsenter", "util-linux"),
 ];
 

@@ -3,13 +3,14 @@
 use super::MountOptions;
 use super::convert::{errno, file_attr, file_type, node_kind, time_or_now};
 use super::dirs::{DOT, DOTDOT, Dirs};
+use super::fences::{FENCE_IOCTL, Fences};
 use super::nodes::Nodes;
-use crate::fop::{Attr, DirEntry, Errno, FileKind, Fop, Gfid, Reply, SetAttr, TimeSpec};
+use crate::fop::{Attr, DirEntry, Errno, FileKind, Fop, Gfid, Reply, SetAttr, TimeSpec, XATTR_FENCE};
 use crate::volume::Volume;
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    AccessFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
@@ -30,6 +31,7 @@ pub struct VolumeFs {
     options: MountOptions,
     nodes: Nodes,
     dirs: Dirs,
+    fences: Fences,
 }
 
 impl std::fmt::Debug for VolumeFs {
@@ -40,7 +42,7 @@ impl std::fmt::Debug for VolumeFs {
 
 impl VolumeFs {
     pub(super) fn new(volume: Arc<dyn Volume>, options: MountOptions) -> Self {
-        Self { volume, options, nodes: Nodes::default(), dirs: Dirs::default() }
+        Self { volume, options, nodes: Nodes::default(), dirs: Dirs::default(), fences: Fences::default() }
     }
 
     fn call(&self, fop: &Fop) -> Result<Reply, Errno> {
@@ -52,6 +54,15 @@ impl VolumeFs {
             Reply::Attr(attr) => Ok(attr),
             other => Err(unexpected(fop, &other)),
         }
+    }
+
+    /// Puts a token on a handle, once the file's fence is as high.
+    fn fence(&self, ino: INodeNo, fh: FileHandle, token: u64) -> Result<(), Errno> {
+        let gfid = self.nodes.gfid(ino)?;
+        let (name, value) = (Bytes::from_static(XATTR_FENCE), Bytes::from(token.to_string()));
+        self.call(&Fop::SetXattr { gfid, name, value, flags: 0 })?;
+        self.fences.set(fh.0, token);
+        Ok(())
     }
 
     fn call_data(&self, fop: &Fop) -> Result<Bytes, Errno> {
@@ -241,7 +252,7 @@ impl Filesystem for VolumeFs {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -255,7 +266,11 @@ impl Filesystem for VolumeFs {
             }
             let set =
                 SetAttr { mode: mode.map(|m| m & 0o7777), uid, gid, size, atime: atime.map(time_or_now), mtime: mtime.map(time_or_now) };
-            self.call_attr(&Fop::SetAttr { gfid, set })
+            let fop = Fop::SetAttr { gfid, set };
+            match self.volume.call_fenced(&fop, &[], fh.map_or(0, |fh| self.fences.of(fh.0)))? {
+                (Reply::Attr(attr), _) => Ok(attr),
+                (other, _) => Err(unexpected(&fop, &other)),
+            }
         });
         match result {
             Ok(attr) => {
@@ -336,7 +351,7 @@ impl Filesystem for VolumeFs {
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match self.nodes.gfid(ino).and_then(|gfid| self.call(&Fop::Open { gfid, flags: flags.0.cast_unsigned() })) {
-            Ok(_) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Ok(_) => reply.opened(FileHandle(self.fences.open()), FopenFlags::empty()),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -362,7 +377,7 @@ impl Filesystem for VolumeFs {
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
@@ -375,7 +390,7 @@ impl Filesystem for VolumeFs {
                 self.drop_set_id(gfid)?;
             }
             let fop = Fop::Write { gfid, offset };
-            match self.volume.call(&fop, data)? {
+            match self.volume.call_fenced(&fop, data, self.fences.of(fh.0))? {
                 (Reply::Written { len, .. }, _) => Ok(len),
                 (other, _) => Err(unexpected(&fop, &other)),
             }
@@ -395,12 +410,13 @@ impl Filesystem for VolumeFs {
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _flags: OpenFlags,
         _lock: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.fences.close(fh.0);
         empty(self.nodes.gfid(ino).and_then(|gfid| self.call(&Fop::Release { gfid })), reply);
     }
 
@@ -518,16 +534,41 @@ impl Filesystem for VolumeFs {
         match result {
             Ok(attr) => {
                 let ino = self.nodes.looked_up(&attr);
-                reply.created(&self.options.attribute_timeout, &file_attr(ino, &attr), Generation(0), FileHandle(0), FopenFlags::empty());
+                reply.created(&self.options.attribute_timeout, &file_attr(ino, &attr), Generation(0), FileHandle(self.fences.open()), FopenFlags::empty());
             }
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    fn fallocate(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        let result =
-            self.nodes.gfid(ino).and_then(|gfid| self.call(&Fop::Fallocate { gfid, offset, len: length, mode: mode.cast_unsigned() }));
-        empty(result, reply);
+    fn fallocate(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        let result = self.nodes.gfid(ino).and_then(|gfid| {
+            let fop = Fop::Fallocate { gfid, offset, len: length, mode: mode.cast_unsigned() };
+            self.volume.call_fenced(&fop, &[], self.fences.of(fh.0))
+        });
+        empty(result.map(|(reply, _)| reply), reply);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        if cmd != FENCE_IOCTL {
+            return reply.error(fuser::Errno::ENOTTY);
+        }
+        #[allow(clippy::host_endian_bytes, reason = "the caller's own memory")]
+        let token = in_data.try_into().map(u64::from_ne_bytes);
+        let result = token.map_err(|_| Errno::EINVAL).and_then(|token| self.fence(ino, fh, token));
+        match result {
+            Ok(()) => reply.ioctl(0, &[]),
+            Err(e) => reply.error(errno(e)),
+        }
     }
 
     fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

@@ -5,6 +5,7 @@
 
 mod convert;
 mod dirs;
+mod fences;
 mod handler;
 mod nodes;
 
@@ -15,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use fences::FENCE_IOCTL;
 pub use handler::VolumeFs;
 
 /// How a volume is mounted.

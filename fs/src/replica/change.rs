@@ -31,6 +31,10 @@ impl<S: Disk> ReplicaCore<S> {
                 return;
             }
         }
+        if let Err(e) = self.check_fence(&r) {
+            self.order.done(ticket);
+            return self.refused(&r, e, confirmed);
+        }
         match r.fop {
             Fop::Write { gfid, offset } => self.start_write(ticket, r, confirmed, gfid, offset),
             Fop::Fsync { gfid, data_only } => self.start_fsync(ticket, r, confirmed, gfid, data_only),

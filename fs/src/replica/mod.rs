@@ -61,6 +61,7 @@ mod admin;
 mod change;
 mod checkpoint;
 mod confirm;
+mod fence;
 mod flight;
 mod heal_server;
 mod join;

@@ -120,6 +120,8 @@ pub struct ClientRequest {
     pub retry: bool,
     /// The group epoch that the client knows.
     pub epoch: u64,
+    /// The fencing token of the handle that the operation goes through; 0: none.
+    pub fence: u64,
     /// The operation.
     pub fop: Fop,
     /// The data of a write, else empty.

@@ -68,6 +68,8 @@ pub struct Client {
     pub bricks: u64,
     gfids: u64,
     wakes: u64,
+    /// The token of the handle that it works through.
+    pub fence: u64,
 }
 
 impl Client {
@@ -98,6 +100,7 @@ impl Client {
             bricks,
             gfids: 0,
             wakes: 0,
+            fence: 0,
         }
     }
 
@@ -190,6 +193,7 @@ impl Client {
             acked: c.op - 1,
             retry: c.sent,
             epoch: self.config.as_ref().map_or(1, |c| c.epoch),
+            fence: self.fence,
             fop: c.fop.clone(),
             payload: c.payload.clone(),
         };

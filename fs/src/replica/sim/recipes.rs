@@ -2,7 +2,7 @@
 
 use super::client::{Client, Kind, create, register};
 use super::world::{World, ms};
-use crate::fop::{Bucket, Errno, Fop, Gfid, Reply};
+use crate::fop::{Bucket, Errno, Fop, Gfid, Reply, SetAttr, XATTR_FENCE};
 use crate::heal::{ExactAttr, HealStore};
 use crate::replica::ReplicaError;
 use crate::store::BrickStore;
@@ -406,4 +406,40 @@ fn a_brick_leaves_before_it_stops_and_the_last_one_stays() {
     w.crash(3 - primary);
     let _: u32 = w.rng.random();
     assert_eq!(content(&mut w, 0), last);
+}
+
+fn raise(token: &str) -> Fop {
+    Fop::SetXattr { gfid: register(0), name: XATTR_FENCE.into(), value: token.to_owned().into(), flags: 0 }
+}
+
+#[test]
+fn who_was_overtaken_by_a_higher_fence_writes_no_more() {
+    for lose_primary in [false, true] {
+        let stale = Err(ReplicaError::Errno(Errno::ESTALE));
+        let mut w = world(2, 3);
+        w.clients[0].fence = 5;
+        w.clients[1].fence = 7;
+        act(&mut w, 0, raise("5")).unwrap();
+        act(&mut w, 0, write(0)).unwrap();
+        act(&mut w, 1, raise("7")).unwrap();
+        act(&mut w, 1, write(0)).unwrap();
+        if lose_primary {
+            let primary = w.config.primary;
+            w.crash(primary);
+        }
+        assert_eq!(act(&mut w, 0, write(0)), stale);
+        let truncate = Fop::SetAttr { gfid: register(0), set: SetAttr { size: Some(0), ..SetAttr::default() } };
+        assert_eq!(act(&mut w, 0, truncate), stale);
+        assert_eq!(act(&mut w, 0, raise("6")), stale, "a fence only rises");
+        assert_eq!(act(&mut w, 2, Fop::RemoveXattr { gfid: register(0), name: XATTR_FENCE.into() }), Err(ReplicaError::Errno(Errno::EPERM)));
+        assert_eq!(act(&mut w, 2, raise("much")), Err(ReplicaError::Errno(Errno::EINVAL)));
+        for brick in 1..=2 {
+            if !w.nodes.get(&brick).is_some_and(|n| n.core.is_some()) {
+                w.start(brick);
+            }
+        }
+        assert_eq!(content(&mut w, 0), wrote(&w, 1), "the later holder's, on both bricks");
+        act(&mut w, 2, write(0)).unwrap();
+        assert_eq!(content(&mut w, 0), wrote(&w, 2), "whoever has no token is not fenced");
+    }
 }
