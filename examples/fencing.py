@@ -43,7 +43,7 @@ def worker(name, path):
 
 
 def start(name, path, endpoint):
-    command = ["etcdctl", f"--endpoints={endpoint}", "lock", f"--ttl={LEASE_S}", "fencing-example"]
+    command = ["etcdctl", f"--endpoints={endpoint}", "lock", f"--ttl={LEASE_S}", "--", "fencing-example"]
     command += [sys.executable, os.path.abspath(__file__), "--worker", name, path]
     env = dict(os.environ, ETCDCTL_API="3")
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
