@@ -43,6 +43,10 @@ pub(crate) struct ServerArgs {
     /// Election time-out, in milliseconds
     #[arg(long, env = "ETCD_ELECTION_TIMEOUT", default_value_t = 1000)]
     election_timeout: u64,
+    /// Answer linearizable reads from the leader's lease, without asking a majority each time: right only while no two
+    /// members' clocks run more than 10 % apart; set it on all members
+    #[arg(long, env = "BRICKRAFT_LEASE_READS")]
+    lease_reads: bool,
     /// HOST:PORT for bricks, mounts and management
     #[arg(long, env = "BRICKRAFT_LISTEN_BRICK_ADDR", default_value = "0.0.0.0:24007")]
     listen_brick_addr: String,
@@ -78,6 +82,7 @@ impl ServerArgs {
             token: self.initial_cluster_token.clone(),
             heartbeat: Duration::from_millis(self.heartbeat_interval),
             election_timeout: Duration::from_millis(self.election_timeout),
+            lease_reads: self.lease_reads,
             listen_brick: self.listen_brick_addr.clone(),
             host: None,
         })

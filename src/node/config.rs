@@ -34,6 +34,8 @@ pub struct ServerConfig {
     pub heartbeat: Duration,
     /// `--election-timeout`.
     pub election_timeout: Duration,
+    /// Linearizable reads may be answered from the leader's lease.
+    pub lease_reads: bool,
     /// `--listen-brick-addr`.
     pub listen_brick: String,
     /// The name by which other servers call this one, where it is known.
@@ -54,6 +56,7 @@ impl Default for ServerConfig {
             token: DEFAULT_TOKEN.into(),
             heartbeat: Duration::from_millis(100),
             election_timeout: Duration::from_millis(1000),
+            lease_reads: false,
             listen_brick: format!("0.0.0.0:{BRICK_PORT}"),
             host: None,
         }

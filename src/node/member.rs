@@ -83,6 +83,7 @@ async fn open(
         cluster_id,
         heartbeat: config.heartbeat,
         election_timeout: config.election_timeout,
+        lease_reads: config.lease_reads,
         spool_dir: Some(dir.clone()),
         ..MemberConfig::default()
     };

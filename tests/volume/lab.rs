@@ -14,7 +14,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 /// What a volume may take to become whole again; the machine may be busy with other tests.
-pub const HEAL: Duration = Duration::from_secs(90);
+pub const HEAL: Duration = Duration::from_secs(240);
 
 pub struct Host {
     pub name: String,

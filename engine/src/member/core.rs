@@ -77,7 +77,7 @@ impl<I: Io> MemberCore<I> {
         let opened = recovery::open(&config, start, io, &store)?;
         let mut rng = SmallRng::seed_from_u64(seed);
         let raft_config =
-            RaftConfig { heartbeat: config.heartbeat, election_timeout: config.election_timeout, ..RaftConfig::new(config.id) };
+            RaftConfig { heartbeat: config.heartbeat, election_timeout: config.election_timeout, lease_reads: config.lease_reads, ..RaftConfig::new(config.id) };
         let sizes = opened.initial.entries.iter().take_while(|e| e.index <= opened.applied).map(|e| size(e)).collect();
         let compacted = opened.initial.snapshot.index;
         let raft = RaftCore::new(raft_config, opened.initial, now, rng.random())?;

@@ -21,6 +21,8 @@ pub struct MemberConfig {
     pub heartbeat: Duration,
     /// After so long without a leader a follower stands for election.
     pub election_timeout: Duration,
+    /// See [`RaftConfig::lease_reads`](crate::raft::RaftConfig::lease_reads); the same on all members.
+    pub lease_reads: bool,
     /// A request without an outcome fails after so long.
     pub request_timeout: Duration,
     /// Requests that may wait for an outcome at this member; more are refused.
@@ -54,6 +56,7 @@ impl Default for MemberConfig {
             cluster_id: 0,
             heartbeat: Duration::from_millis(100),
             election_timeout: Duration::from_millis(1000),
+            lease_reads: false,
             request_timeout: Duration::from_secs(7),
             pending_max: 16 * 1024,
             request_bytes_max: 1_572_864,

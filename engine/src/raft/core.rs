@@ -30,6 +30,8 @@ pub struct RaftCore {
     pub(super) heard: Option<Time>,
     /// When to campaign, unless leader.
     pub(super) election_at: Time,
+    /// When this node was started: what it promised before, it has forgotten.
+    pub(super) started: Time,
     pub(super) writes: Writes,
     pub(super) out: Outbox,
     announced: Option<RoleChange>,
@@ -162,6 +164,7 @@ impl RaftCore {
             state: State::Follower,
             leader: None,
             heard: None,
+            started: now,
             election_at: now,
             writes: Writes { commit: hard.commit, ..Writes::default() },
             out: Outbox::default(),
@@ -261,7 +264,8 @@ impl RaftCore {
             if let Some(transfer) = &mut lead.transfer {
                 transfer.asked = false;
             }
-            let (commit, round) = (self.log.commit(), lead.reads.round);
+            let round = if self.config.lease_reads { lead.reads.begin_round(now) } else { lead.reads.round };
+            let commit = self.log.commit();
             for (id, peer) in &lead.peers {
                 let body = Body::Heartbeat { commit: commit.min(peer.matched), round };
                 self.out.send(self.term, *id, body);

@@ -161,8 +161,11 @@ impl RaftCore {
 
     /// Whether a leader is known to be alive, so that campaigns are not listened to (thesis, 4.2.3).
     pub(super) fn leader_is_alive(&self, now: Time) -> bool {
-        let heard = self.heard.is_some_and(|at| now < at.after(self.config.election_timeout));
-        matches!(self.state, State::Leader(_)) || (self.leader.is_some() && heard)
+        let timeout = self.config.election_timeout;
+        let heard = self.heard.is_some_and(|at| now < at.after(timeout));
+        // A node that was just started may have heard a leader, which relies on that, before it died.
+        let fresh = self.config.lease_reads && now < self.started.after(timeout);
+        matches!(self.state, State::Leader(_)) || (self.leader.is_some() && heard) || fresh
     }
 
     /// Hands leadership to the voter `to`, once its log has caught up. Gives up after an election time-out;
@@ -174,6 +177,7 @@ impl RaftCore {
             && possible
         {
             lead.transfer = Some(Transfer { to, until: now.after(self.config.election_timeout), asked: false });
+            lead.reads.handing_over = true;
         }
     }
 

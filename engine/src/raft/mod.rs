@@ -41,3 +41,4 @@ pub use membership::{ConfChange, MemberInfo, Membership};
 pub use message::{Body, Message};
 pub use output::{Initial, Output, Persist, RaftConfig, Role, RoleChange, SnapshotMeta};
 pub use progress::{Progress, ProgressState};
+pub use read::CLOCK_DRIFT_PERCENT;

@@ -31,6 +31,10 @@ pub struct RaftConfig {
     pub pre_vote: bool,
     /// The leader steps down without a majority, and no vote is given while the leader is heard.
     pub check_quorum: bool,
+    /// While a majority has just confirmed the leader, reads are answered without asking it again (thesis, 6.4.1). Must be
+    /// the same on all nodes, with `check_quorum`; right only while no node's clock runs more than
+    /// [`CLOCK_DRIFT_PERCENT`](super::CLOCK_DRIFT_PERCENT) faster or slower than another's.
+    pub lease_reads: bool,
 }
 
 impl RaftConfig {
@@ -49,6 +53,7 @@ impl RaftConfig {
             promote_lag_max: 1_000,
             pre_vote: true,
             check_quorum: true,
+            lease_reads: false,
         }
     }
 }

@@ -1,4 +1,10 @@
-//! ReadIndex (thesis, section 6.4): one round of heartbeats confirms many reads.
+//! ReadIndex (thesis, section 6.4): one round of heartbeats confirms many reads. And reads under the leader's lease
+//! (6.4.1), where the configuration allows them.
+//!
+//! **Why the lease is right**: whoever answered a round that was sent at `t` heard the leader after `t`, and gives nobody
+//! a vote for an election time-out after that (stickiness), nor within one after its own start. Any majority has one of
+//! them, so no other leader exists before `t` plus a time-out, less what clocks may differ by. Only a leader that hands
+//! over makes others vote earlier: from then on it has no lease.
 
 use super::core::{RaftCore, State};
 use super::error::ProposeError;
@@ -6,14 +12,27 @@ use super::message::Body;
 use super::quorum;
 use crate::types::{Index, Time};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// Rounds that are out at once. More than one, so that a read need not wait for the round before it to
 /// end; few, so that a burst of reads shares heartbeats.
 const ROUNDS_MAX: usize = 4;
 
+/// How much faster one node's clock may run than another's for lease reads to be linearizable.
+pub const CLOCK_DRIFT_PERCENT: u32 = 10;
+
+/// Rounds whose time of sending is remembered.
+const SENT_MAX: usize = 64;
+
 /// The leader's reads that are not confirmed.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
+    /// When the rounds that nobody has confirmed were sent.
+    sent: VecDeque<(u64, Time)>,
+    /// When the latest confirmed round was sent; none: there is no lease.
+    lease_from: Option<Time>,
+    /// Somebody may have been asked to take over: no lease any more.
+    pub handing_over: bool,
     /// Of the latest round. Counts from 1 in each leadership.
     pub round: u64,
     rounds: VecDeque<Round>,
@@ -29,6 +48,28 @@ struct Round {
 }
 
 impl Reads {
+    /// A new round, which is about to be sent.
+    pub fn begin_round(&mut self, now: Time) -> u64 {
+        self.round += 1;
+        if self.sent.len() >= SENT_MAX {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((self.round, now));
+        self.round
+    }
+
+    /// A majority has answered all rounds up to this one.
+    fn confirmed(&mut self, round: u64) {
+        while self.sent.front().is_some_and(|(number, _)| *number <= round) {
+            self.lease_from = self.sent.pop_front().map(|(_, at)| at);
+        }
+    }
+
+    fn has_lease(&self, now: Time, election_timeout: Duration) -> bool {
+        let lease = election_timeout * (100 - CLOCK_DRIFT_PERCENT) / 100;
+        !self.handing_over && self.lease_from.is_some_and(|at| now < at.after(lease))
+    }
+
     /// Everything that is not confirmed.
     pub fn fail(self) -> impl Iterator<Item = u64> {
         self.rounds.into_iter().flat_map(|r| r.contexts).chain(self.waiting)
@@ -63,13 +104,20 @@ impl RaftCore {
         let settled = self.log.term_at(commit) == Some(self.term);
         let State::Leader(lead) = &mut self.state else { return };
         let reads = &mut lead.reads;
-        if reads.waiting.is_empty() || !settled || reads.rounds.len() >= ROUNDS_MAX {
+        if reads.waiting.is_empty() || !settled {
             return;
         }
-        reads.round += 1;
+        if self.config.lease_reads && self.config.check_quorum && reads.has_lease(self.now, self.config.election_timeout) {
+            reads.count -= reads.waiting.len();
+            self.out.reads.extend(reads.waiting.drain(..).map(|ctx| (ctx, commit)));
+            return;
+        }
+        if reads.rounds.len() >= ROUNDS_MAX {
+            return;
+        }
+        let round = reads.begin_round(self.now);
         let contexts = std::mem::take(&mut reads.waiting);
-        reads.rounds.push_back(Round { number: reads.round, index: commit, contexts });
-        let round = reads.round;
+        reads.rounds.push_back(Round { number: round, index: commit, contexts });
         for (id, peer) in &lead.peers {
             if self.log.membership().1.is_voter(*id) {
                 let body = Body::Heartbeat { commit: commit.min(peer.matched), round };
@@ -84,12 +132,13 @@ impl RaftCore {
         let members = self.log.membership().1;
         let State::Leader(lead) = &mut self.state else { return };
         let peers = &lead.peers;
-        if lead.reads.rounds.is_empty() {
+        if lead.reads.rounds.is_empty() && lead.reads.sent.is_empty() {
             return;
         }
         let of = |id| if id == me { u64::MAX } else { peers.get(&id).map_or(0, |p| p.round) };
         let confirmed = quorum::agreed(members, of);
         let reads = &mut lead.reads;
+        reads.confirmed(confirmed);
         while reads.rounds.front().is_some_and(|r| r.number <= confirmed) {
             let Some(round) = reads.rounds.pop_front() else { break };
             reads.count -= round.contexts.len();

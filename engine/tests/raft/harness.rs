@@ -36,12 +36,22 @@ impl Disk {
 pub struct Node {
     pub core: Option<RaftCore>,
     pub config: RaftConfig,
+    /// How much faster than true time its clock runs, in per mille.
+    pub drift: i64,
     incarnation: u64,
     disk: Disk,
     writes: VecDeque<Persist>,
     write_at: u64,
     pub state: Vec<Entry>,
     pub roles: Vec<RoleChange>,
+}
+
+impl Node {
+    /// When its clock shows `at`, or a moment later.
+    fn true_time(&self, at: Time) -> u64 {
+        let rate = (1000 + self.drift) as u64;
+        (at.0 / rate).saturating_mul(1000).saturating_add(at.0 % rate * 1000 / rate + 2)
+    }
 }
 
 enum Event {
@@ -123,7 +133,7 @@ impl Net {
         let node = config.id;
         let disk = Disk { checkpoint: SnapshotMeta { membership, ..SnapshotMeta::default() }, ..Disk::default() };
         let entry =
-            Node { core: None, config, incarnation: 0, disk, writes: VecDeque::new(), write_at: 0, state: Vec::new(), roles: Vec::new() };
+            Node { core: None, config, drift: 0, incarnation: 0, disk, writes: VecDeque::new(), write_at: 0, state: Vec::new(), roles: Vec::new() };
         self.nodes.insert(node, entry);
         self.restart(node);
     }
@@ -133,14 +143,21 @@ impl Net {
         self.add(config, Membership::default());
     }
 
+    /// What node `n`'s clock shows.
+    pub fn clock(&self, n: NodeId) -> Time {
+        let drift = self.nodes[&n].drift;
+        Time(self.now.saturating_add_signed(self.now as i64 * drift / 1000))
+    }
+
     pub fn restart(&mut self, n: NodeId) {
         let seed = self.rng.random();
+        let now = self.clock(n);
         let node = self.nodes.get_mut(&n).unwrap();
         assert!(node.core.is_none());
         let (hard_state, snapshot) = (node.disk.hard_state, node.disk.checkpoint.clone());
         let initial = Initial { hard_state, applied: snapshot.index, snapshot, entries: node.disk.entries.clone() };
         node.state = node.disk.state.clone();
-        node.core = Some(RaftCore::new(node.config.clone(), initial, Time(self.now), seed).expect("the disk is sound"));
+        node.core = Some(RaftCore::new(node.config.clone(), initial, now, seed).expect("the disk is sound"));
         self.pump(n);
     }
 
@@ -174,7 +191,7 @@ impl Net {
 
     /// One call on a node, and everything that comes of it.
     pub fn on<R>(&mut self, n: NodeId, f: impl FnOnce(&mut RaftCore, Time) -> R) -> R {
-        let now = Time(self.now);
+        let now = self.clock(n);
         let result = f(self.nodes.get_mut(&n).unwrap().core.as_mut().expect("node is up"), now);
         self.pump(n);
         result
@@ -324,7 +341,7 @@ impl Net {
         let end = self.now + ms * MS;
         loop {
             let event_at = self.queue.keys().next().map_or(u64::MAX, |(at, _)| *at);
-            let timers = self.nodes.iter().filter_map(|(n, node)| Some((node.core.as_ref()?.next_timeout().0, *n)));
+            let timers = self.nodes.iter().filter_map(|(n, node)| Some((node.true_time(node.core.as_ref()?.next_timeout()), *n)));
             let (timer_at, timer_node) = timers.min().unwrap_or((u64::MAX, id(0)));
             let at = event_at.min(timer_at);
             if at > end {

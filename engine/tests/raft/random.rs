@@ -55,9 +55,13 @@ fn run(seed: u64) -> Net {
     let mut net = Net::with(voters, seed, |config| {
         config.pre_vote = seed % 5 != 0;
         config.check_quorum = seed % 7 != 0;
+        config.lease_reads = seed % 2 == 0;
         config.inflight_max = 4;
         config.append_bytes_max = 200;
     });
+    for (i, node) in net.nodes.values_mut().enumerate() {
+        node.drift = [0, 45, -45, 30, -30][(seed as usize / 4 * i) % 5];
+    }
     net.loss = [0, 2, 10][(seed % 3) as usize];
     net.duplication = 5;
     net.delay = 200..[2_000, 20_000][(seed / 3 % 2) as usize];

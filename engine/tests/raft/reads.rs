@@ -58,3 +58,69 @@ fn a_new_leader_answers_reads_only_after_its_no_op() {
     net.run(50);
     assert!(net.reads[&1] >= no_op);
 }
+
+fn with_leases(seed: u64) -> (Net, NodeId) {
+    let mut net = Net::with(3, seed, |config| config.lease_reads = true);
+    let leader = net.elect();
+    net.run(50);
+    let leader = net.leader().unwrap_or(leader);
+    (net, leader)
+}
+
+#[test]
+fn under_the_lease_a_read_asks_nobody() {
+    let (mut net, leader) = with_leases(4);
+    net.sent.clear();
+    net.read(leader, 1).unwrap();
+    assert_eq!(net.reads.len(), 1);
+    assert_eq!(net.sent.get("Heartbeat"), None);
+}
+
+#[test]
+fn a_lease_ends_before_anybody_else_can_lead() {
+    for seed in 10..60 {
+        let (mut net, old) = with_leases(seed);
+        net.isolate(&[old]);
+        for ctx in 1..200 {
+            let before = net.reads.len();
+            let _ = net.read(old, ctx);
+            let fresh = net.leader().filter(|n| *n != old);
+            assert!(fresh.is_none() || net.reads.len() == before, "seed {seed}: {old:?} answers a read, and {fresh:?} leads");
+            net.run(1);
+        }
+        net.run_until(1_000, |net| net.leader().is_some_and(|n| n != old));
+        assert!(!net.reads.is_empty(), "it had a lease for a while");
+    }
+}
+
+#[test]
+fn a_restarted_voter_keeps_to_the_lease_it_has_forgotten() {
+    for seed in 10..60 {
+        let (mut net, old) = with_leases(seed);
+        let others: Vec<_> = net.nodes.keys().copied().filter(|n| *n != old).collect();
+        // One has not heard of the leader for so long that it campaigns; the other renews the lease and dies.
+        net.cut.insert((old, others[0]));
+        net.run(95);
+        net.crash(others[1]);
+        net.isolate(&[old]);
+        net.restart(others[1]);
+        for ctx in 1..100 {
+            let before = net.reads.len();
+            let _ = net.read(old, ctx);
+            let fresh = net.leader().filter(|n| *n != old);
+            assert!(fresh.is_none() || net.reads.len() == before, "seed {seed}: {old:?} answers a read, and {fresh:?} leads");
+            net.run(1);
+        }
+    }
+}
+
+#[test]
+fn who_hands_over_has_no_lease() {
+    let (mut net, old) = with_leases(5);
+    let to = net.nodes.keys().copied().find(|n| *n != old).unwrap();
+    net.on(old, |core, now| core.transfer_leader(now, to));
+    net.read(old, 1).unwrap();
+    assert!(net.reads.is_empty(), "a read under way asks a majority");
+    net.run(50);
+    assert_eq!(net.leader(), Some(to));
+}
