@@ -28,6 +28,8 @@ pub enum Preface {
     Brick = 3,
     /// Management: JSON questions and answers.
     Management = 4,
+    /// A question to a member: who belongs to the cluster?
+    Members = 5,
 }
 
 impl Preface {
@@ -50,6 +52,7 @@ impl Preface {
             (true, 2) => Ok(Self::Client),
             (true, 3) => Ok(Self::Brick),
             (true, 4) => Ok(Self::Management),
+            (true, 5) => Ok(Self::Members),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the other side does not speak brickraft's protocol")),
         }
     }
@@ -301,7 +304,7 @@ mod tests {
 
     #[test]
     fn only_our_preface_is_let_in() {
-        for kind in [Preface::Member, Preface::Client, Preface::Brick, Preface::Management] {
+        for kind in [Preface::Member, Preface::Client, Preface::Brick, Preface::Management, Preface::Members] {
             assert_eq!(Preface::parse(kind.bytes()).expect("ours"), kind);
         }
         assert!(Preface::parse(*b"GET / HT").is_err());

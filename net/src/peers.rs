@@ -1,17 +1,21 @@
 //! The members' connections to each other: a link to each peer, and the connections that peers open to us.
 
-use crate::frame::{Frame, Preface};
+use crate::frame::{Frame, Preface, encode};
 use crate::link::{Link, LinkEvent};
-use crate::server::{Accepted, greet};
-use brickraft_engine::member::PeerMessage;
+use crate::server::{Accepted, greet, greet_back};
 use brickraft_engine::member::driver::Transport;
-use brickraft_engine::types::NodeId;
+use brickraft_engine::member::{MemberStatus, PeerMessage};
+use brickraft_engine::raft::Membership;
+use brickraft_engine::types::{Index, NodeId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
 use std::rc::Rc;
-use tokio::net::TcpListener;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 /// Messages that wait between the sockets and the member at most, in either direction.
@@ -28,16 +32,64 @@ pub struct MemberHello {
     pub to: NodeId,
 }
 
+/// What a member knows of its cluster: the answer to a connection with [`Preface::Members`], which anybody may open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersAnswer {
+    /// The cluster.
+    pub cluster_id: u64,
+    /// The last entry that the member has applied.
+    pub applied: Index,
+    /// The members as of that entry.
+    pub membership: Membership,
+}
+
+/// How long a member may take to say who belongs to its cluster.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Asks the member at `address` who belongs to its cluster.
+///
+/// # Errors
+/// The connection's own; `InvalidData` when somebody else answers.
+pub async fn ask_members(address: &str) -> io::Result<MembersAnswer> {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(&Preface::Members.bytes()).await?;
+        stream.write_all(&encode(0, &[], 0)).await?;
+        let answer = greet_back(stream).await?;
+        postcard::from_bytes(&answer.head).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    };
+    tokio::time::timeout(ASK_TIMEOUT, ask).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn answer_members(me: &Me, accepted: Accepted) -> io::Result<()> {
+    let answer = {
+        let status = me.status.borrow();
+        MembersAnswer { cluster_id: me.cluster_id, applied: status.applied, membership: status.membership.clone() }
+    };
+    let head = postcard::to_allocvec(&answer).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+    let mut write = accepted.write;
+    write.write_all(&encode(0, &head, 0)).await?;
+    write.shutdown().await
+}
+
 /// The members' addresses as they are to be reached, `host:port`.
 pub type Addresses = BTreeMap<NodeId, String>;
 
 /// Makes the transport of member `id` and the tasks that serve it. Must be called inside a
 /// [`tokio::task::LocalSet`]. `addresses` changes with the membership; peers that are not in it are not let in.
-pub fn start(cluster_id: u64, id: NodeId, listener: TcpListener, addresses: tokio::sync::watch::Receiver<Addresses>) -> Transport {
+///
+/// `status` is what strangers are told who ask for the members.
+pub fn start(
+    cluster_id: u64,
+    id: NodeId,
+    listener: TcpListener,
+    addresses: tokio::sync::watch::Receiver<Addresses>,
+    status: tokio::sync::watch::Receiver<MemberStatus>,
+) -> Transport {
     let (outgoing, to_send) = mpsc::channel(MESSAGES_MAX);
     let (received, incoming) = mpsc::channel(MESSAGES_MAX);
     let (lost, unreachable) = mpsc::channel(MESSAGES_MAX);
-    let me = Rc::new(Me { cluster_id, id, addresses });
+    let me = Rc::new(Me { cluster_id, id, addresses, status });
     tokio::task::spawn_local(send(me.clone(), to_send, lost));
     tokio::task::spawn_local(accept(me, listener, received));
     Transport { outgoing, incoming, unreachable }
@@ -47,6 +99,7 @@ struct Me {
     cluster_id: u64,
     id: NodeId,
     addresses: tokio::sync::watch::Receiver<Addresses>,
+    status: tokio::sync::watch::Receiver<MemberStatus>,
 }
 
 async fn send(me: Rc<Me>, mut messages: mpsc::Receiver<(NodeId, PeerMessage)>, lost: mpsc::Sender<NodeId>) {
@@ -97,6 +150,7 @@ async fn accept(me: Rc<Me>, listener: TcpListener, received: mpsc::Sender<(NodeI
                 let (me, received) = (me.clone(), received.clone());
                 tokio::task::spawn_local(async move {
                     let result = match greet(stream).await {
+                        Ok(accepted) if accepted.preface == Preface::Members => answer_members(&me, accepted).await,
                         Ok(accepted) => receive(&me, accepted, &received).await,
                         Err(e) => Err(e),
                     };

@@ -1,9 +1,12 @@
 //! The command line: GlusterFS's words for peers and volumes, etcd's flags for the server.
 
+mod endpoint;
+mod member;
 mod mount;
 mod peer;
 mod print;
 mod server;
+mod snapshot;
 mod volume;
 
 use crate::management::{ANSWER_TIMEOUT, Ask, AskError, BRICK_PORT, ask, with_port};
@@ -50,6 +53,12 @@ enum Command {
     /// Volumes
     #[command(subcommand)]
     Volume(volume::Volume),
+    /// Members of the coordination store
+    #[command(subcommand)]
+    Member(member::Member),
+    /// Backups of the coordination store
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
     /// Mount a volume: HOST:VOLUME DIRECTORY
     Mount(mount::MountArgs),
 }
@@ -109,6 +118,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Peer(command) => peer::run(&context, &command),
         Command::Pool(command) => peer::pool(&context, &command),
         Command::Volume(command) => volume::run(&context, &command),
+        Command::Member(command) => member::run(&command),
+        Command::Snapshot(command) => snapshot::run(&command),
         Command::Mount(args) => mount::run(&args, print),
     };
     match result {

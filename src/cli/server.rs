@@ -1,6 +1,6 @@
 //! `brickraft server`: etcd's flag names.
 
-use crate::node::config::{DEFAULT_TOKEN, initial_cluster, url_address};
+use crate::node::config::{AutoCompaction, DEFAULT_TOKEN, initial_cluster, url_address};
 use crate::node::{Ended, Node, ServerConfig};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -47,6 +47,33 @@ pub(crate) struct ServerArgs {
     /// members' clocks run more than 10 % apart; set it on all members
     #[arg(long, env = "BRICKRAFT_LEASE_READS")]
     lease_reads: bool,
+    /// Become a cluster of one with all that this member knows, when the others are lost for good
+    #[arg(long, env = "ETCD_FORCE_NEW_CLUSTER", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    force_new_cluster: bool,
+    /// Raise NOSPACE and refuse writes when the store uses more than so many bytes; 0: no limit
+    #[arg(long, env = "ETCD_QUOTA_BACKEND_BYTES", default_value_t = 0, allow_negative_numbers = true)]
+    quota_backend_bytes: i64,
+    /// Largest client request, in bytes
+    #[arg(long, env = "ETCD_MAX_REQUEST_BYTES", default_value_t = crate::node::config::REQUEST_BYTES_MAX)]
+    max_request_bytes: usize,
+    /// Most operations in one transaction
+    #[arg(long, env = "ETCD_MAX_TXN_OPS", default_value_t = crate::node::config::TXN_OPS_MAX)]
+    max_txn_ops: usize,
+    /// "periodic" or "revision"
+    #[arg(long, env = "ETCD_AUTO_COMPACTION_MODE", default_value = "periodic")]
+    auto_compaction_mode: String,
+    /// How much history is kept: hours or a duration (periodic), or a number (revision); 0: all
+    #[arg(long, env = "ETCD_AUTO_COMPACTION_RETENTION", default_value = "0")]
+    auto_compaction_retention: String,
+    /// Taken for etcd's sake: checkpoints go by bytes and time
+    #[arg(long, env = "ETCD_SNAPSHOT_COUNT", default_value_t = 100_000)]
+    snapshot_count: u64,
+    /// Taken for etcd's sake: no snapshot files are kept
+    #[arg(long, env = "ETCD_MAX_SNAPSHOTS", default_value_t = 5)]
+    max_snapshots: u64,
+    /// Taken for etcd's sake: log segments go when nothing in them is needed
+    #[arg(long, env = "ETCD_MAX_WALS", default_value_t = 5)]
+    max_wals: u64,
     /// HOST:PORT for bricks, mounts and management
     #[arg(long, env = "BRICKRAFT_LISTEN_BRICK_ADDR", default_value = "0.0.0.0:24007")]
     listen_brick_addr: String,
@@ -84,6 +111,11 @@ impl ServerArgs {
             election_timeout: Duration::from_millis(self.election_timeout),
             lease_reads: self.lease_reads,
             listen_brick: self.listen_brick_addr.clone(),
+            force_new_cluster: self.force_new_cluster,
+            quota_bytes: u64::try_from(self.quota_backend_bytes).unwrap_or(0),
+            request_bytes_max: self.max_request_bytes,
+            txn_ops_max: self.max_txn_ops,
+            auto_compaction: AutoCompaction::parse(&self.auto_compaction_mode, &self.auto_compaction_retention)?,
             host: None,
         })
     }

@@ -56,7 +56,7 @@ async fn connection(stream: TcpStream, bricks: &Rc<Bricks>, admin: &Rc<Admin>, s
         Preface::Client => client(accepted, bricks, sessions).await,
         Preface::Brick => brick(accepted, bricks).await,
         Preface::Management => management(accepted, admin).await,
-        Preface::Member => Err(invalid("members meet at the peer port")),
+        Preface::Member | Preface::Members => Err(invalid("members meet at the peer port")),
     }
 }
 

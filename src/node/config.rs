@@ -9,6 +9,73 @@ use std::time::Duration;
 /// etcd's default cluster token.
 pub const DEFAULT_TOKEN: &str = "etcd-cluster";
 
+/// etcd's default of `--max-request-bytes`.
+pub const REQUEST_BYTES_MAX: usize = 1_572_864;
+/// etcd's default of `--max-txn-ops`.
+pub const TXN_OPS_MAX: usize = 128;
+/// A request must fit into a Raft append, and that into a frame between members.
+const REQUEST_BYTES_LIMIT: usize = 10 << 20;
+
+/// Which history is compacted without being asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// None.
+    Off,
+    /// What is older than this.
+    Periodic(Duration),
+    /// All but so many revisions.
+    Revision(u64),
+}
+
+impl AutoCompaction {
+    /// From the two flags: `periodic` takes hours, or a duration such as `10m` or `1h30m`; `revision` takes a number.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn parse(mode: &str, retention: &str) -> Result<Self> {
+        match mode {
+            "periodic" | "" => {
+                let time = match retention.parse::<u64>() {
+                    Ok(hours) => Duration::from_secs(hours.saturating_mul(3600)),
+                    Err(_) => go_duration(retention)
+                        .with_context(|| format!("--auto-compaction-retention {retention:?}: neither hours nor a duration such as 10m"))?,
+                };
+                Ok(if time.is_zero() { Self::Off } else { Self::Periodic(time) })
+            }
+            "revision" => {
+                let kept = retention
+                    .parse()
+                    .ok()
+                    .with_context(|| format!("--auto-compaction-retention {retention:?}: not a number of revisions"))?;
+                Ok(if kept == 0 { Self::Off } else { Self::Revision(kept) })
+            }
+            other => bail!("--auto-compaction-mode {other:?}: it must be periodic or revision"),
+        }
+    }
+}
+
+/// A duration as Go writes it: numbers with h, m, s or ms behind each.
+#[must_use]
+pub fn go_duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit() || c == '.').map_or(rest.len(), |n| digits + n);
+        total += number
+            * match &rest[digits..unit] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 0.001,
+                _ => return None,
+            };
+        rest = &rest[unit..];
+    }
+    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
+}
+
 /// See the module's text. Addresses are `host:port`, without a scheme.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -38,6 +105,16 @@ pub struct ServerConfig {
     pub lease_reads: bool,
     /// `--listen-brick-addr`.
     pub listen_brick: String,
+    /// `--force-new-cluster`.
+    pub force_new_cluster: bool,
+    /// `--quota-backend-bytes`; 0: no limit.
+    pub quota_bytes: u64,
+    /// `--max-request-bytes`.
+    pub request_bytes_max: usize,
+    /// `--max-txn-ops`.
+    pub txn_ops_max: usize,
+    /// `--auto-compaction-mode` and `--auto-compaction-retention`.
+    pub auto_compaction: AutoCompaction,
     /// The name by which other servers call this one, where it is known.
     pub host: Option<String>,
 }
@@ -58,6 +135,11 @@ impl Default for ServerConfig {
             election_timeout: Duration::from_millis(1000),
             lease_reads: false,
             listen_brick: format!("0.0.0.0:{BRICK_PORT}"),
+            force_new_cluster: false,
+            quota_bytes: 0,
+            request_bytes_max: REQUEST_BYTES_MAX,
+            txn_ops_max: TXN_OPS_MAX,
+            auto_compaction: AutoCompaction::Off,
             host: None,
         }
     }
@@ -87,11 +169,16 @@ impl ServerConfig {
             !self.listen_client.is_empty() && !self.listen_peer.is_empty(),
             "--listen-client-urls and --listen-peer-urls must not be empty"
         );
-        if self.join_existing {
-            bail!(
-                "--initial-cluster-state existing is not supported yet: start the server alone, then run `brickraft peer probe` on a member"
-            );
-        }
+        ensure!(
+            (1..=REQUEST_BYTES_LIMIT).contains(&self.request_bytes_max),
+            "--max-request-bytes={} must be at least 1 and at most {REQUEST_BYTES_LIMIT}",
+            self.request_bytes_max
+        );
+        ensure!(self.txn_ops_max > 0, "--max-txn-ops must be at least 1");
+        ensure!(
+            !self.join_existing || self.initial_cluster.len() > 1,
+            "--initial-cluster-state existing needs --initial-cluster with this member and at least one that runs"
+        );
         if !self.initial_cluster.is_empty() {
             let me = self.initial_cluster.iter().find(|m| m.name == self.name);
             let me = me.with_context(|| {
@@ -173,6 +260,19 @@ mod tests {
         assert_eq!(m.len(), 2);
         assert_eq!(m[0].peer_urls.len(), 2);
         assert!(initial_cluster("a").is_err());
+    }
+
+    #[test]
+    fn auto_compaction_is_read_as_etcd_reads_it() {
+        let parse = |mode, retention| AutoCompaction::parse(mode, retention).expect(retention);
+        assert_eq!(parse("periodic", "0"), AutoCompaction::Off);
+        assert_eq!(parse("periodic", "2"), AutoCompaction::Periodic(Duration::from_secs(7200)));
+        assert_eq!(parse("periodic", "1h30m"), AutoCompaction::Periodic(Duration::from_secs(5400)));
+        assert_eq!(parse("periodic", "500ms"), AutoCompaction::Periodic(Duration::from_millis(500)));
+        assert_eq!(parse("revision", "1000"), AutoCompaction::Revision(1000));
+        for (mode, retention) in [("revision", "1h"), ("periodic", "x"), ("periodic", ""), ("periodic", "10y"), ("often", "1")] {
+            assert!(AutoCompaction::parse(mode, retention).is_err(), "{mode} {retention}");
+        }
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! How a lone server becomes a member of a cluster that probes it: it is told who the members are, keeps that
-//! in `join.json`, drops its own empty cluster and starts anew.
+//! in `join.json`, drops its own empty cluster and starts anew. A server that is started with
+//! `--initial-cluster-state existing` asks for the same by itself.
 
+use super::config::{ServerConfig, url_address};
 use crate::management::JoinRequest;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use brickraft_net::peers::{self, MembersAnswer};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The file's content.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -16,6 +20,72 @@ pub struct JoinFile {
 
 fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("join.json")
+}
+
+/// How long the members that `--initial-cluster` names may take to answer and to know of this one.
+const FIND: Duration = Duration::from_secs(20);
+
+/// etcd's recipe, `--initial-cluster-state existing`: asks the running members for the membership, and finds itself in
+/// it by its peer URLs.
+///
+/// # Errors
+/// When no member answers in time, or none knows of this one.
+pub async fn find_self(config: &ServerConfig) -> Result<JoinRequest> {
+    let me = config.initial_cluster.iter().find(|m| m.name == config.name);
+    let own = me.map(|m| m.peer_urls.clone()).context("--initial-cluster does not name this member")?;
+    let others = config.initial_cluster.iter().filter(|m| m.name != config.name);
+    let addresses: Vec<String> = others.flat_map(|m| &m.peer_urls).filter_map(|u| url_address(u).ok()).collect();
+    let started = Instant::now();
+    loop {
+        let mut known = None;
+        for address in &addresses {
+            match peers::ask_members(address).await {
+                Ok(answer) => known = Some(answer),
+                Err(e) => {
+                    tracing::debug!(%address, %e, "ask for the membership");
+                    continue;
+                }
+            }
+            if let Some(request) = known.as_ref().and_then(|answer| own_place(config, answer, &own)) {
+                return Ok(request);
+            }
+        }
+        if started.elapsed() < FIND {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            continue;
+        }
+        match known {
+            None => bail!("cannot fetch cluster info from peer urls: nobody answers at {}", addresses.join(", ")),
+            Some(answer) => {
+                let urls: Vec<_> = answer.membership.ids().filter_map(|id| answer.membership.info(id)).flat_map(|i| &i.peer_urls).collect();
+                bail!(
+                    "no member of cluster {:016x} has the peer URLs {own:?} (it has {urls:?}); add this one first: etcdctl member add {} --peer-urls={}",
+                    answer.cluster_id,
+                    config.name,
+                    own.join(",")
+                )
+            }
+        }
+    }
+}
+
+fn own_place(config: &ServerConfig, answer: &MembersAnswer, own: &[String]) -> Option<JoinRequest> {
+    let sorted = |urls: &[String]| {
+        let mut urls: Vec<String> = urls.iter().map(|u| u.trim_end_matches('/').to_owned()).collect();
+        urls.sort();
+        urls
+    };
+    let membership = &answer.membership;
+    let info = |id| membership.info(id);
+    let member_id = membership.ids().find(|id| info(*id).is_some_and(|i| sorted(&i.peer_urls) == sorted(own)))?;
+    Some(JoinRequest {
+        cluster_id: answer.cluster_id,
+        member_id,
+        host: config.name.clone(),
+        peer_urls: own.to_vec(),
+        client_urls: config.advertise_client_urls.clone(),
+        members: membership.ids().filter_map(|id| info(id).map(|i| (id, i.peer_urls.clone()))).collect(),
+    })
 }
 
 /// Where the member's own data lies.

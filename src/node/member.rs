@@ -3,6 +3,7 @@
 
 use super::config::{ServerConfig, is_wildcard, url_address};
 use super::join::{self, JoinFile};
+use super::removal;
 use anyhow::{Context, Result, anyhow, ensure};
 use brickraft_engine::io::disk::DiskIo;
 use brickraft_engine::kv::Store;
@@ -11,6 +12,7 @@ use brickraft_engine::member::identity::{Identity, InitialMember, bootstrap, mem
 use brickraft_engine::member::{Clock, MemberConfig, MemberCore, MemberHandle, MemberStatus, Start, driver};
 use brickraft_engine::raft::{Membership, Role};
 use brickraft_engine::types::NodeId;
+use brickraft_net::etcd::{Limits, Settings};
 use brickraft_net::peers::{self, Addresses};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -70,7 +72,8 @@ async fn open(
     clock: Clock,
     started: &SyncSender<Result<Started>>,
 ) -> Result<(impl Future<Output = Result<()>>, MemberHandle)> {
-    let plan = plan(config)?;
+    removal::check(&config.data_dir)?;
+    let plan = plan(config).await?;
     let id = plan.identity.member_id;
     let cluster_id = plan.identity.cluster_id;
     let dir = join::member_dir(&config.data_dir);
@@ -85,18 +88,21 @@ async fn open(
         election_timeout: config.election_timeout,
         lease_reads: config.lease_reads,
         spool_dir: Some(dir.clone()),
+        request_bytes_max: config.request_bytes_max,
+        force_new_cluster: config.force_new_cluster,
         ..MemberConfig::default()
     };
     let core = MemberCore::open(member_config, plan.start, io, store.clone(), clock.now(), rand::random())?;
     let (handle, inbox) = MemberHandle::new(store, core.status(), clock);
     let (addresses, addresses_rx) = watch::channel(plan.addresses);
-    let transport = peers::start(cluster_id, id, peer_listener, addresses_rx);
+    let transport = peers::start(cluster_id, id, peer_listener, addresses_rx, handle.status_watch());
     spawn_local(follow_membership(handle.clone(), addresses));
     spawn_local(introduce(handle.clone(), config.clone()));
+    spawn_local(super::compactor::run(handle.clone(), config.auto_compaction));
     let (closing, closed) = watch::channel(false);
     for listener in client_listeners {
         let mut closed = closed.clone();
-        let serve = brickraft_net::etcd::serve(listener, handle.clone(), async move {
+        let serve = brickraft_net::etcd::serve_with(listener, handle.clone(), settings(config), async move {
             let _ = closed.wait_for(|&c| c).await;
         });
         spawn_local(async move {
@@ -106,30 +112,41 @@ async fn open(
         });
     }
     let _ = started.send(Ok(Started { handle: handle.clone(), id, cluster_id }));
+    let removed = removal::watch(handle.clone(), config.data_dir.clone());
     let run = async move {
-        let result = driver::run(core, inbox, transport).await;
+        let result = tokio::select! {
+            result = driver::run(core, inbox, transport) => result.map_err(Into::into),
+            removed = removed => Err(removed),
+        };
         let _ = closing.send(true);
-        result.map_err(Into::into)
+        result
     };
     Ok((run, handle))
 }
 
+/// How the client port behaves.
+fn settings(config: &ServerConfig) -> Settings {
+    let limits = Limits { txn_ops_max: config.txn_ops_max, request_bytes_max: config.request_bytes_max };
+    Settings { limits, quota_bytes: config.quota_bytes, no_leader_grace: 3 * config.election_timeout, ..Settings::default() }
+}
+
 /// From what lies in the data directory, then from the flags.
-fn plan(config: &ServerConfig) -> Result<Plan> {
+async fn plan(config: &ServerConfig) -> Result<Plan> {
     let dir = join::member_dir(&config.data_dir);
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     if let Some(file) = join::read(&config.data_dir)? {
         return joined(config, &file);
     }
+    if let Some(identity) = Identity::load(&dir)? {
+        return returning(config, identity);
+    }
+    if config.join_existing {
+        let file = JoinFile { request: join::find_self(config).await? };
+        join::write(&config.data_dir, &file)?;
+        return joined(config, &file);
+    }
     let members = if config.initial_cluster.is_empty() { vec![lone(config)] } else { config.initial_cluster.clone() };
     let salted = config.initial_cluster.is_empty();
-    let found = Identity::load(&dir)?;
-    if let (true, Some(identity)) = (salted, &found) {
-        // A cluster of one that has been here before; what it became since is in its log.
-        let membership =
-            Membership { voters: BTreeMap::from([(identity.member_id, info(config, &members[0]))]), learners: BTreeMap::new() };
-        return Ok(Plan { identity: identity.clone(), addresses: addresses(&membership), start: Start::Founder(membership) });
-    }
     let (cluster_id, membership) = if salted {
         // Two lone servers with the same flags must not be the same cluster.
         let id = member_id(&members[0].peer_urls, &config.token, rand::random());
@@ -142,6 +159,30 @@ fn plan(config: &ServerConfig) -> Result<Plan> {
     let identity = Identity { cluster_id, member_id: me, name: config.name.clone() };
     identity.claim(&dir)?;
     Ok(Plan { identity, addresses: addresses(&membership), start: Start::Founder(membership) })
+}
+
+/// A member that has been here before: what it is, and what its cluster became since, is in its data. The flags about
+/// the cluster's beginning count only where that beginning was interrupted.
+fn returning(config: &ServerConfig, identity: Identity) -> Result<Plan> {
+    let founders = if config.initial_cluster.is_empty() {
+        Membership { voters: BTreeMap::from([(identity.member_id, info(config, &lone(config)))]), learners: BTreeMap::new() }
+    } else {
+        bootstrap(&config.initial_cluster, &config.token).1
+    };
+    let addresses = addresses(&founders);
+    let start = match founders.info(identity.member_id) {
+        Some(found) if !config.initial_cluster.is_empty() && found.name != config.name => {
+            // Another founder's directory: two servers would pass for one.
+            let me = founders.voters.iter().find(|(_, info)| info.name == config.name).map_or(NodeId(0), |(id, _)| *id);
+            let dir = join::member_dir(&config.data_dir);
+            Identity { member_id: me, name: config.name.clone(), ..identity.clone() }.claim(&dir)?;
+            Start::Joiner
+        }
+        Some(_) => Start::Founder(founders),
+        // Restored from a backup, or of other flags: nothing is founded with these.
+        None => Start::Joiner,
+    };
+    Ok(Plan { identity, addresses, start })
 }
 
 fn joined(config: &ServerConfig, file: &JoinFile) -> Result<Plan> {

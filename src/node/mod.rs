@@ -4,11 +4,14 @@ mod admin;
 pub mod bricks;
 mod clients;
 pub mod cluster;
+mod compactor;
 pub mod config;
 mod join;
 pub mod keeper;
 mod member;
 mod peers;
+mod removal;
+pub mod restore;
 mod volumes;
 
 pub use config::ServerConfig;

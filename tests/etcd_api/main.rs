@@ -2,6 +2,10 @@
 
 mod commands;
 mod failures;
+mod membership;
+mod recovery;
+mod servers;
+mod snapshot;
 
 #[path = "../support/mod.rs"]
 mod support;

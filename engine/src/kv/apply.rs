@@ -2,10 +2,11 @@
 //!
 //! A command is checked wholly before its first write, so that it either happens or leaves nothing behind.
 
+use super::alarm::{Alarm, Alarms};
 use super::check::check_command;
 use super::codec::{
-    ATTACHED, Current, INLINE_BYTES_MAX, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, State, attached_key, damaged,
-    index_key, index_value, tables_of,
+    ALARMS, ATTACHED, Current, INLINE_BYTES_MAX, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, State, attached_key,
+    damaged, index_key, index_value, tables_of,
 };
 use super::error::{ReadError, StoreError};
 use super::read::{Hit, Span, View};
@@ -79,6 +80,8 @@ pub(super) struct Writer<'t> {
     leases: Tbl<'t>,
     attached: Tbl<'t>,
     members: Tbl<'t>,
+    alarm_table: Tbl<'t>,
+    pub(super) alarms: Alarms,
     meta: Tbl<'t>,
     scratch: Vec<u8>,
 }
@@ -101,7 +104,7 @@ fn remove(table: &mut Tbl<'_>, used: &mut u64, key: &[u8]) -> Result<bool, Store
 }
 
 impl<'t> Writer<'t> {
-    pub(super) fn open(txn: &'t WriteTransaction, state: State) -> Result<Self, StoreError> {
+    pub(super) fn open(txn: &'t WriteTransaction, state: State, alarms: Alarms) -> Result<Self, StoreError> {
         let open = |keyspace| -> Result<KeyspaceTables<'t>, StoreError> {
             let [current, log, index] = tables_of(keyspace);
             Ok(KeyspaceTables { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)? })
@@ -112,6 +115,8 @@ impl<'t> Writer<'t> {
             leases: txn.open_table(LEASES)?,
             attached: txn.open_table(ATTACHED)?,
             members: txn.open_table(MEMBERS)?,
+            alarm_table: txn.open_table(ALARMS)?,
+            alarms,
             meta: txn.open_table(META)?,
             scratch: Vec::new(),
         })
@@ -158,6 +163,9 @@ impl<'t> Writer<'t> {
 
     fn command(&mut self, command: &Command, change: &mut Change) -> Result<CommandResponse, Stop> {
         check_command(command, usize::MAX).map_err(Stop::Kv)?;
+        if let Some(refusal) = self.alarms.refuse(command) {
+            return Err(Stop::Kv(refusal));
+        }
         match command {
             Command::Put(_, put) => {
                 self.check_put(put, change)?;
@@ -173,6 +181,7 @@ impl<'t> Writer<'t> {
             Command::LeaseGrant { id, ttl_s } => self.lease_grant(*id, *ttl_s),
             Command::LeaseRevoke { id } => self.lease_revoke(*id, change),
             Command::MemberAttributes { id, name, client_urls } => self.member_attributes(*id, name, client_urls),
+            Command::Alarm { activate, alarm } => self.alarm(*activate, *alarm),
         }
     }
 
@@ -408,6 +417,41 @@ impl<'t> Writer<'t> {
             postcard::to_allocvec(&attributes).map_err(|e| StoreError::Damaged { table: "members", what: format!("encode: {e}") })?;
         insert(&mut self.members, &mut self.state.used_bytes, &id.0.to_be_bytes(), &bytes)?;
         Ok(CommandResponse::Done)
+    }
+
+    /// Forgets what belongs to the members of the cluster that a backup was of.
+    pub(super) fn refound(&mut self, bump_revision: u64, mark_compacted: bool) -> Result<(), StoreError> {
+        let used = &mut self.state.used_bytes;
+        let mut keys = Vec::new();
+        for item in self.members.range::<&[u8]>(..)? {
+            keys.push(item?.0.value().to_vec());
+        }
+        for key in keys {
+            remove(&mut self.members, used, &key)?;
+        }
+        for alarm in std::mem::take(&mut self.alarms.0) {
+            remove(&mut self.alarm_table, used, &alarm.key())?;
+        }
+        let user = &mut self.state.keyspaces[Keyspace::User as usize];
+        user.revision = user.revision.saturating_add(bump_revision);
+        if mark_compacted {
+            user.compact = user.revision;
+        }
+        Ok(())
+    }
+
+    /// Answers with the alarm where it is active (again) or was taken back, as etcd does.
+    fn alarm(&mut self, activate: bool, alarm: Alarm) -> Result<CommandResponse, Stop> {
+        let used = &mut self.state.used_bytes;
+        let changed = if activate {
+            if self.alarms.0.insert(alarm) {
+                insert(&mut self.alarm_table, used, &alarm.key(), &[])?;
+            }
+            true
+        } else {
+            self.alarms.0.remove(&alarm) && remove(&mut self.alarm_table, used, &alarm.key())?
+        };
+        Ok(CommandResponse::Alarms(if changed { vec![alarm] } else { Vec::new() }))
     }
 
     /// Removes what no revision from `compact` on can reach: each change below it makes its predecessor

@@ -20,7 +20,8 @@ pub fn check_command(command: &Command, ops_max: usize) -> Result<(), KvError> {
             check_keys_once(&txn.success)?;
             check_keys_once(&txn.failure).map(drop)
         }
-        Command::Compact { .. } | Command::LeaseGrant { .. } | Command::LeaseRevoke { .. } | Command::MemberAttributes { .. } => Ok(()),
+        Command::Compact { .. } | Command::LeaseGrant { .. } | Command::LeaseRevoke { .. } => Ok(()),
+        Command::MemberAttributes { .. } | Command::Alarm { .. } => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) const META: Def = TableDefinition::new("meta");
 pub(super) const LEASES: Def = TableDefinition::new("leases");
 pub(super) const ATTACHED: Def = TableDefinition::new("attached");
 pub(super) const MEMBERS: Def = TableDefinition::new("members");
+pub(super) const ALARMS: Def = TableDefinition::new("alarms");
 const USER: [Def; 3] = [TableDefinition::new("user.current"), TableDefinition::new("user.log"), TableDefinition::new("user.index")];
 const SYSTEM: [Def; 3] = [TableDefinition::new("system.current"), TableDefinition::new("system.log"), TableDefinition::new("system.index")];
 
@@ -36,10 +37,11 @@ pub(super) const fn tables_of(keyspace: Keyspace) -> [Def; 3] {
 
 /// The tables that a snapshot carries, with their numbers in the stream, ascending. `meta` travels in the
 /// stream's header.
-pub(super) const SNAPSHOT_TABLES: [(u8, Def, &str); 9] = [
+pub(super) const SNAPSHOT_TABLES: [(u8, Def, &str); 10] = [
     (1, LEASES, "leases"),
     (2, ATTACHED, "attached"),
     (3, MEMBERS, "members"),
+    (4, ALARMS, "alarms"),
     (17, USER[0], "user.current"),
     (18, USER[1], "user.log"),
     (19, USER[2], "user.index"),
@@ -47,6 +49,9 @@ pub(super) const SNAPSHOT_TABLES: [(u8, Def, &str); 9] = [
     (34, SYSTEM[1], "system.log"),
     (35, SYSTEM[2], "system.index"),
 ];
+
+/// The place of the user's living keys in [`SNAPSHOT_TABLES`].
+pub(super) const USER_CURRENT_PLACE: usize = 4;
 
 /// A main revision and the place of a change within it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

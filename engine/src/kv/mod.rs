@@ -4,8 +4,10 @@
 //! reads at any revision since the last compaction. [`WatchHub`] hands changes to watchers, [`Lessor`] keeps
 //! the leader's clock on leases. None of them reads a clock, owns a thread or knows a socket.
 
+mod alarm;
 mod apply;
 mod backend;
+mod backup;
 mod check;
 mod codec;
 mod error;
@@ -17,6 +19,8 @@ mod store;
 pub mod types;
 mod watch;
 
+pub use alarm::{Alarm, AlarmType, adds};
+pub use backup::{Backup, BackupError, BackupReader, BackupSummary, Refound};
 pub use check::check_command;
 pub use error::{ReadError, StoreError};
 pub use lessor::Lessor;

@@ -1,9 +1,11 @@
 //! The snapshot stream: FORMAT.md, "Store snapshot stream".
 
-use super::codec::{Def, FORMAT_VERSION, META, META_MEMBERSHIP, META_STATE, SNAPSHOT_TABLES, State};
+use super::alarm::Alarms;
+use super::codec::{ALARMS, FORMAT_VERSION, META, META_MEMBERSHIP, META_STATE, SNAPSHOT_TABLES, State};
 use super::error::StoreError;
 use super::store::Inner;
-use crate::types::{Index, Term};
+use super::types::Keyspace;
+use crate::types::{Index, Revision, Term};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use redb::{Durability, Range, ReadTransaction, WriteTransaction};
 use std::sync::Arc;
@@ -37,6 +39,7 @@ pub struct SnapshotHeader {
 /// Reads a snapshot, chunk by chunk. Owns its point in time: the store may change or be dropped meanwhile.
 pub struct SnapshotReader {
     header: SnapshotHeader,
+    revisions: [Revision; 2],
     txn: ReadTransaction,
     /// The next table to open, in [`SNAPSHOT_TABLES`]; past its end and with no table open: all was read.
     next_table: usize,
@@ -66,13 +69,32 @@ impl SnapshotReader {
         let mut hash = Xxh3::new();
         hash.update(&ready);
         let header = SnapshotHeader { index: state.applied, term: state.term, membership };
-        Ok(Self { header, txn, next_table: 0, table: None, records: 0, hash, ready, ended: false })
+        let revisions = [state.revision(Keyspace::User), state.revision(Keyspace::System)];
+        Ok(Self { header, revisions, txn, next_table: 0, table: None, records: 0, hash, ready, ended: false })
+    }
+
+    /// A key space's revision at that moment.
+    #[must_use]
+    pub(super) fn revision(&self, keyspace: Keyspace) -> Revision {
+        self.revisions[keyspace as usize]
     }
 
     /// What the snapshot covers.
     #[must_use]
     pub fn header(&self) -> &SnapshotHeader {
         &self.header
+    }
+
+    /// The length of the whole stream, in bytes. Reads everything once.
+    pub fn stream_bytes(&self) -> Result<u64, StoreError> {
+        let mut bytes = (HEADER_LEN + self.header.membership.as_ref().map_or(0, Bytes::len) + TRAILER_LEN) as u64;
+        for (_, table, _) in SNAPSHOT_TABLES {
+            for item in self.txn.open_table(table)?.range::<&[u8]>(..)? {
+                let (key, value) = item?;
+                bytes += (RECORD_HEADER_LEN + key.value().len() + value.value().len()) as u64;
+            }
+        }
+        Ok(bytes)
     }
 
     /// The next portion of the stream, at most [`SNAPSHOT_CHUNK_BYTES_MAX`]; `None` after the last.
@@ -126,71 +148,36 @@ impl Iterator for SnapshotReader {
     }
 }
 
-/// Takes a snapshot stream in portions of any size, into a write transaction that only [`Self::finish`]
-/// commits: a stream that breaks off or turns out damaged leaves the store as it was.
-pub struct RestoreWriter {
-    inner: Arc<Inner>,
-    txn: Option<WriteTransaction>,
-    header: Option<(State, Option<Bytes>)>,
+/// Takes a snapshot stream apart, in portions of any size, and checks it.
+#[derive(Default)]
+pub(super) struct StreamParser {
+    pub(super) header: Option<(State, Option<Bytes>)>,
     /// Arrived, not taken in yet: less than a record after each push.
     pending: BytesMut,
     hash: Xxh3,
     /// Bytes taken in.
-    offset: u64,
+    pub(super) offset: u64,
     records: u64,
     /// Place in [`SNAPSHOT_TABLES`] and key of the last record; order is strict.
     last: Option<(usize, Bytes)>,
     ended: bool,
 }
 
-impl std::fmt::Debug for RestoreWriter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RestoreWriter").field("offset", &self.offset).field("records", &self.records).finish()
-    }
-}
+/// Where a parser's records go: the place of their table in [`SNAPSHOT_TABLES`], key, value.
+type Sink<'s> = dyn FnMut(usize, &[u8], &[u8]) -> Result<(), StoreError> + 's;
 
-impl Drop for RestoreWriter {
-    fn drop(&mut self) {
-        // The transaction goes first: whoever sees the flag down may begin another.
-        self.txn = None;
-        self.inner.restoring.store(false, Ordering::Release);
-    }
-}
-
-impl RestoreWriter {
-    pub(super) fn new(inner: Arc<Inner>) -> Result<Self, StoreError> {
-        let mut txn = inner.db.begin_write()?;
-        txn.set_durability(Durability::Immediate)?;
-        txn.set_quick_repair(true);
-        for (_, table, _) in SNAPSHOT_TABLES {
-            txn.delete_table(table)?;
-            txn.open_table(table)?;
-        }
-        inner.restoring.store(true, Ordering::Release);
-        Ok(Self {
-            inner,
-            txn: Some(txn),
-            header: None,
-            pending: BytesMut::new(),
-            hash: Xxh3::new(),
-            offset: 0,
-            records: 0,
-            last: None,
-            ended: false,
-        })
-    }
-
+impl StreamParser {
     fn refuse<T>(&self, what: impl Into<String>) -> Result<T, StoreError> {
         Err(StoreError::SnapshotRefused { offset: self.offset, what: what.into() })
     }
 
-    /// Takes the next portion. After an error, drop the writer: the stream cannot be mended.
-    pub fn push(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
+    /// Takes the next portion. After an error the stream cannot be mended.
+    pub(super) fn push(&mut self, chunk: &[u8], sink: &mut Sink<'_>) -> Result<(), StoreError> {
         self.pending.put_slice(chunk);
         if self.header.is_none() && !self.take_header()? {
             return Ok(());
         }
-        while self.take_record()? {}
+        while self.take_record(sink)? {}
         if self.ended && !self.pending.is_empty() {
             return self.refuse("bytes follow the end");
         }
@@ -237,7 +224,7 @@ impl RestoreWriter {
     }
 
     /// Takes one record, or the trailer; false when more must arrive first.
-    fn take_record(&mut self) -> Result<bool, StoreError> {
+    fn take_record(&mut self, sink: &mut Sink<'_>) -> Result<bool, StoreError> {
         let Some(&id) = self.pending.first().filter(|_| !self.ended) else { return Ok(false) };
         if id == 0 {
             return self.take_trailer();
@@ -261,16 +248,10 @@ impl RestoreWriter {
         if self.last.as_ref().is_some_and(|(p, k)| (*p, &k[..]) >= (place, &key[..])) {
             return self.refuse(format!("table {}: records out of order", SNAPSHOT_TABLES[place].2));
         }
-        self.insert(SNAPSHOT_TABLES[place].1, &key, &value)?;
+        sink(place, &key, &value)?;
         self.last = Some((place, key));
         self.records += 1;
         Ok(true)
-    }
-
-    fn insert(&self, table: Def, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        let Some(txn) = &self.txn else { return self.refuse("the stream has ended") };
-        txn.open_table(table)?.insert(key, value)?;
-        Ok(())
     }
 
     fn take_trailer(&mut self) -> Result<bool, StoreError> {
@@ -289,15 +270,68 @@ impl RestoreWriter {
         Ok(false)
     }
 
-    /// Checks that the stream is complete and undamaged, and makes it the store's state, durably.
-    pub fn finish(mut self) -> Result<(Index, Term), StoreError> {
+    /// The header, once the stream has proved complete and undamaged.
+    pub(super) fn finish(mut self) -> Result<(State, Option<Bytes>), StoreError> {
         if !self.ended {
             self.offset += self.pending.len() as u64;
             return self.refuse("the stream breaks off");
         }
-        let (Some((state, membership)), Some(txn)) = (self.header.take(), self.txn.take()) else {
-            return self.refuse("no header");
-        };
+        match self.header.take() {
+            Some(header) => Ok(header),
+            None => self.refuse("no header"),
+        }
+    }
+}
+
+/// Takes a snapshot stream in portions of any size, into a write transaction that only [`Self::finish`]
+/// commits: a stream that breaks off or turns out damaged leaves the store as it was.
+pub struct RestoreWriter {
+    inner: Arc<Inner>,
+    txn: Option<WriteTransaction>,
+    parser: StreamParser,
+}
+
+impl std::fmt::Debug for RestoreWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RestoreWriter").field("offset", &self.parser.offset).field("records", &self.parser.records).finish()
+    }
+}
+
+impl Drop for RestoreWriter {
+    fn drop(&mut self) {
+        // The transaction goes first: whoever sees the flag down may begin another.
+        self.txn = None;
+        self.inner.restoring.store(false, Ordering::Release);
+    }
+}
+
+impl RestoreWriter {
+    pub(super) fn new(inner: Arc<Inner>) -> Result<Self, StoreError> {
+        let mut txn = inner.db.begin_write()?;
+        txn.set_durability(Durability::Immediate)?;
+        txn.set_quick_repair(true);
+        for (_, table, _) in SNAPSHOT_TABLES {
+            txn.delete_table(table)?;
+            txn.open_table(table)?;
+        }
+        inner.restoring.store(true, Ordering::Release);
+        Ok(Self { inner, txn: Some(txn), parser: StreamParser::default() })
+    }
+
+    /// Takes the next portion. After an error, drop the writer: the stream cannot be mended.
+    pub fn push(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
+        let Self { txn, parser, .. } = self;
+        let Some(txn) = txn else { return parser.refuse("the stream has ended") };
+        parser.push(chunk, &mut |place, key, value| {
+            txn.open_table(SNAPSHOT_TABLES[place].1)?.insert(key, value)?;
+            Ok(())
+        })
+    }
+
+    /// Checks that the stream is complete and undamaged, and makes it the store's state, durably.
+    pub fn finish(mut self) -> Result<(Index, Term), StoreError> {
+        let (state, membership) = std::mem::take(&mut self.parser).finish()?;
+        let Some(txn) = self.txn.take() else { return self.parser.refuse("the stream has ended") };
         {
             let mut meta = txn.open_table(META)?;
             meta.insert(META_STATE, &state.encode()[..])?;
@@ -306,8 +340,9 @@ impl RestoreWriter {
                 None => meta.remove(META_MEMBERSHIP)?,
             };
         }
+        let alarms = Alarms::read(&txn.open_table(ALARMS)?)?;
         txn.commit()?;
-        self.inner.install(state, Some(membership));
+        self.inner.install(state, Some(membership), alarms);
         Ok((state.applied, state.term))
     }
 }

@@ -1,9 +1,11 @@
 //! The store's public face.
 
+use super::alarm::{Alarm, Alarms};
 use super::apply::{Tbl, Writer, lease_keys};
 use super::backend::{make_file, open_backend, open_file};
+use super::backup::Refound;
 use super::codec::{
-    ATTACHED, Def, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, SNAPSHOT_TABLES, State, damaged, tables_of,
+    ALARMS, ATTACHED, Def, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, SNAPSHOT_TABLES, State, damaged, tables_of,
 };
 use super::error::{ReadError, StoreError};
 use super::read::View;
@@ -96,6 +98,7 @@ pub(super) struct Inner {
     /// The state that the last commit left.
     pub(super) state: Mutex<State>,
     membership: Mutex<Option<Bytes>>,
+    alarms: Mutex<Alarms>,
     /// Held over each write transaction and the update of `state` after it.
     writer: Mutex<()>,
     pub(super) restoring: AtomicBool,
@@ -107,8 +110,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inner {
-    pub(super) fn install(&self, state: State, membership: Option<Option<Bytes>>) {
+    pub(super) fn install(&self, state: State, membership: Option<Option<Bytes>>, alarms: Alarms) {
         *lock(&self.state) = state;
+        *lock(&self.alarms) = alarms;
         if let Some(membership) = membership {
             *lock(&self.membership) = membership;
         }
@@ -146,16 +150,17 @@ pub(super) fn read_state(meta: &impl ReadableTable<&'static [u8], &'static [u8]>
 }
 
 /// Makes the tables, so that readers find them, and reads the state.
-fn initialise(txn: &WriteTransaction) -> Result<(State, Option<Bytes>), StoreError> {
+fn initialise(txn: &WriteTransaction) -> Result<(State, Option<Bytes>, Alarms), StoreError> {
     for (_, table, _) in SNAPSHOT_TABLES {
         let _: Tbl<'_> = txn.open_table(table)?;
     }
+    let alarms = Alarms::read(&txn.open_table(ALARMS)?)?;
     let mut meta = txn.open_table(META)?;
-    if let Some(found) = read_state(&meta)? {
-        return Ok(found);
+    if let Some((state, membership)) = read_state(&meta)? {
+        return Ok((state, membership, alarms));
     }
     meta.insert(META_STATE, &State::EMPTY.encode()[..])?;
-    Ok((State::EMPTY, None))
+    Ok((State::EMPTY, None, alarms))
 }
 
 impl Store {
@@ -173,13 +178,14 @@ impl Store {
     fn with_engine((db, file_bytes): (Database, Arc<AtomicU64>)) -> Result<Self, StoreError> {
         let mut txn = db.begin_write()?;
         txn.set_quick_repair(true);
-        let (state, membership) = initialise(&txn)?;
+        let (state, membership, alarms) = initialise(&txn)?;
         txn.commit()?;
         let inner = Inner {
             db,
             file_bytes,
             state: Mutex::new(state),
             membership: Mutex::new(membership),
+            alarms: Mutex::new(alarms),
             writer: Mutex::new(()),
             restoring: AtomicBool::new(false),
         };
@@ -197,6 +203,12 @@ impl Store {
     #[must_use]
     pub fn membership(&self) -> Option<Bytes> {
         lock(&self.inner.membership).clone()
+    }
+
+    /// The active alarms.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<Alarm> {
+        lock(&self.inner.alarms).0.iter().copied().collect()
     }
 
     /// What members told about themselves. Removed members' entries may linger: look up by membership.
@@ -230,11 +242,12 @@ impl Store {
         let state = *lock(&self.inner.state);
         let mut txn = self.inner.db.begin_write()?;
         txn.set_durability(Durability::None)?;
-        let mut writer = Writer::open(&txn, state)?;
+        let mut writer = Writer::open(&txn, state, lock(&self.inner.alarms).clone())?;
         let (result, membership) = f(&mut writer)?;
+        let alarms = writer.alarms.clone();
         let state = writer.finish()?;
         txn.commit()?;
-        self.inner.install(state, membership);
+        self.inner.install(state, membership, alarms);
         Ok(result)
     }
 
@@ -386,6 +399,50 @@ impl Store {
         let digest = hash.digest();
         let short = u32::try_from((digest >> 32) ^ (digest & 0xffff_ffff)).unwrap_or(0);
         Ok((short, Revision(view.compact), Revision(revision)))
+    }
+
+    /// A hash over all that members agree on at one applied index: both key spaces with their history from the
+    /// compaction on, leases, alarms, and what members told (etcd Hash; there over its file).
+    pub fn hash_all(&self) -> Result<u32, ReadError> {
+        let mut hash = Xxh3::new();
+        for keyspace in [Keyspace::User, Keyspace::System] {
+            let (part, compact, revision) = self.hash_kv(keyspace, Revision(0))?;
+            for number in [u64::from(part), compact.0, revision.0] {
+                hash.update(&number.to_le_bytes());
+            }
+        }
+        for table in [LEASES, ATTACHED, MEMBERS, ALARMS] {
+            for item in self.table(table)?.range::<&[u8]>(..).map_err(StoreError::from)? {
+                let (key, value) = item.map_err(StoreError::from)?;
+                for part in [key.value(), value.value()] {
+                    hash.update(&(part.len() as u64).to_le_bytes());
+                    hash.update(part);
+                }
+            }
+        }
+        let digest = hash.digest();
+        Ok(u32::try_from((digest >> 32) ^ (digest & 0xffff_ffff)).unwrap_or(0))
+    }
+
+    /// Makes a restored store the first state of a new cluster, one entry further and one term later than the old
+    /// one's, durably: whoever starts the new cluster without the backup is behind and is sent the state. Returns
+    /// the index and term that the new cluster's log begins after.
+    pub fn refound(&self, refound: &Refound) -> Result<(Index, Term), StoreError> {
+        let (index, term) = self.applied();
+        let entry = ApplyEntry { index: index.next(), term: term.next(), command: None, membership: Some(refound.membership.clone()) };
+        self.write(|writer| {
+            writer.apply(&entry)?;
+            writer.refound(refound.bump_revision, refound.mark_compacted)?;
+            Ok(((), Some(entry.membership.clone())))
+        })?;
+        self.checkpoint()?;
+        Ok(self.applied())
+    }
+
+    /// Up to where compacted history has been removed.
+    #[must_use]
+    pub fn collected_revision(&self, keyspace: Keyspace) -> Revision {
+        Revision(lock(&self.inner.state).keyspaces[keyspace as usize].collected)
     }
 
     /// A point-in-time reader of everything. Writes go on meanwhile.

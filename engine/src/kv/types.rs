@@ -1,5 +1,6 @@
 //! Requests and answers of the key-value store, in etcd's terms but free of gRPC.
 
+use super::alarm::Alarm;
 use crate::types::Revision;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -207,6 +208,11 @@ pub enum Command {
         name: String,
         client_urls: Vec<String>,
     },
+    /// Raise an alarm, or take it back.
+    Alarm {
+        activate: bool,
+        alarm: Alarm,
+    },
 }
 
 /// What applying a [`Command`] yields.
@@ -224,8 +230,13 @@ pub struct Applied {
 pub enum CommandResponse {
     Op(OpResponse),
     Compacted,
-    LeaseGranted { id: i64, ttl_s: i64 },
+    LeaseGranted {
+        id: i64,
+        ttl_s: i64,
+    },
     LeaseRevoked,
+    /// What an alarm command found or changed.
+    Alarms(Vec<Alarm>),
     Done,
 }
 
@@ -259,4 +270,8 @@ pub enum KvError {
     RequestTooLarge,
     #[error("etcdserver: invalid sort option")]
     InvalidSortOption,
+    #[error("etcdserver: mvcc: database space exceeded")]
+    NoSpace,
+    #[error("etcdserver: corrupt cluster")]
+    Corrupt,
 }

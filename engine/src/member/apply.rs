@@ -151,6 +151,7 @@ impl<I: Io> MemberCore<I> {
         }
         if self.garbage && self.to_apply.is_empty() {
             self.garbage = self.store.collect_garbage(GARBAGE_MAX).map_err(|e| format!("collect garbage: {e}"))?;
+            self.again |= self.garbage;
         }
         let due = self.since_checkpoint >= self.config.checkpoint_bytes || (self.since_checkpoint > 0 && now >= self.checkpoint_due);
         if due {
@@ -237,7 +238,7 @@ fn decode(entry: &Entry, membership: &mut Membership) -> Result<(ApplyEntry, Eff
                 Command::MemberAttributes { id, name, client_urls } => {
                     Effect::Attributes(request, *id, MemberAttributes { name: name.clone(), client_urls: client_urls.clone() })
                 }
-                Command::Put(..) | Command::DeleteRange(..) | Command::Txn(..) => Effect::Answer(request),
+                Command::Put(..) | Command::DeleteRange(..) | Command::Txn(..) | Command::Alarm { .. } => Effect::Answer(request),
             };
             item.command = Some(envelope.command);
             effect

@@ -65,7 +65,7 @@ pub struct MemberCore<I: Io> {
     stopping: Option<Time>,
     /// Set once the member takes no more events, with the cause.
     pub(super) stopped: Option<String>,
-    again: bool,
+    pub(super) again: bool,
 }
 
 impl<I: Io> MemberCore<I> {

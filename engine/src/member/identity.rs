@@ -177,11 +177,17 @@ pub fn bootstrap(members: &[InitialMember], token: &str) -> (u64, Membership) {
         let info = MemberInfo { name: m.name.clone(), peer_urls, client_urls: Vec::new() };
         membership.voters.insert(member_id(&m.peer_urls, token, 0), info);
     }
+    (cluster_id_of(&membership, token), membership)
+}
+
+/// The id of a cluster that these members found.
+#[must_use]
+pub fn cluster_id_of(founders: &Membership, token: &str) -> u64 {
     let mut text = String::from(token);
-    for id in membership.voters.keys() {
+    for id in founders.voters.keys() {
         text.push_str(&format!("\n{:016x}", id.0));
     }
-    (xxh3_64_with_seed(text.as_bytes(), CLUSTER_SEED).max(1), membership)
+    xxh3_64_with_seed(text.as_bytes(), CLUSTER_SEED).max(1)
 }
 
 #[cfg(test)]

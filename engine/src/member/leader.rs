@@ -167,11 +167,18 @@ impl<I: Io> MemberCore<I> {
                     self.leader.conf.insert(index, Change { term, from, id });
                     return;
                 }
+                Err(ProposeError::Conf(ConfError::NoQuorum { .. })) => AskError::Refused(self.no_quorum()),
                 Err(ProposeError::Conf(e)) => conf_error(e),
                 Err(_) => AskError::Retry,
             },
         };
         self.answer(now, from, id, Err(refused));
+    }
+
+    /// Why a change would cost the majority: members that have never run, or members that do not answer.
+    fn no_quorum(&self) -> MemberError {
+        let unstarted = self.members.voters.values().any(|info| info.name.is_empty());
+        if unstarted { MemberError::NotEnoughStarted } else { MemberError::UnhealthyCluster }
     }
 
     /// etcd's checks that Raft does not make: it knows no URLs.

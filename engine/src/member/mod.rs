@@ -7,8 +7,10 @@
 //! - `leader`: what it does for all while it leads;
 //! - `apply`: committed entries into the store, checkpoints, compaction of the log;
 //! - `snapshot`: state to and from other members;
-//! - `recovery`: the state out of log and store, a table of cases.
+//! - `recovery`: the state out of log and store, a table of cases;
+//! - `alone`: a cluster of one out of a survivor, and a new cluster out of a backup.
 
+mod alone;
 mod apply;
 mod core;
 pub mod driver;
@@ -24,6 +26,7 @@ pub mod types;
 
 pub use self::core::{GROUP, MemberCore};
 pub use handle::{Clock, Inbox, MemberHandle, WatchStream};
+pub use alone::refound;
 pub use recovery::{OpenError, Start};
 pub use types::*;
 

@@ -14,6 +14,7 @@
 //! | `M < S <= L`, other term at `S` | | crash between a snapshot's restore and its mark | the log before `S` is superseded: mark `S` |
 //! | `S > L` | | the same | the same |
 
+use super::alone;
 use super::core::GROUP;
 use super::types::MemberConfig;
 use crate::io::Io;
@@ -44,6 +45,9 @@ pub enum OpenError {
     /// Log and store do not fit together.
     #[error("log and store do not fit together: {0}; remove this member's data and let it join again")]
     Mismatch(String),
+    /// Only a member can go on alone.
+    #[error("the member has been permanently removed from the cluster, as its own log says; it cannot start a new one")]
+    NotAMember,
     /// Consensus refuses what was found.
     #[error("log and store do not fit together: {0}; remove this member's data and let it join again")]
     Raft(#[from] InitialError),
@@ -128,6 +132,7 @@ pub(super) fn open<I: Io>(config: &MemberConfig, start: Start, io: I, store: &St
             Initial { hard_state, snapshot, entries: Vec::new(), applied: index }
         }
     };
+    let initial = if config.force_new_cluster { alone::force(config.id, &mut wal, initial, &membership_of(store)?)? } else { initial };
     let (applied, applied_term) = store.applied();
     Ok(Opened { wal, initial, applied, applied_term, membership: membership_of(store)? })
 }
@@ -160,7 +165,7 @@ fn replay(group: RecoveredGroup, at: SnapshotMark, membership: Membership) -> In
 
 /// A hard state that is not behind what the store holds. A vote of an older term is void in a newer one, and
 /// none can have left in the newer one, since votes leave only after the hard state is durable.
-fn raise(mut hard_state: HardState, at: SnapshotMark) -> HardState {
+pub(super) fn raise(mut hard_state: HardState, at: SnapshotMark) -> HardState {
     if hard_state.term < at.term {
         hard_state.term = at.term;
         hard_state.vote = None;
@@ -177,7 +182,7 @@ fn membership_of(store: &Store) -> Result<Membership, OpenError> {
 }
 
 /// Waits until everything appended is durable. At start only.
-fn flush<I: Io>(wal: &mut Wal<I>) -> Result<(), OpenError> {
+pub(super) fn flush<I: Io>(wal: &mut Wal<I>) -> Result<(), OpenError> {
     loop {
         wal.poll()?;
         if !wal.has_pending() {

@@ -45,6 +45,8 @@ pub struct MemberConfig {
     pub wal: crate::wal::WalConfig,
     /// Where a snapshot that arrives is kept until it is complete; `None`: in memory.
     pub spool_dir: Option<std::path::PathBuf>,
+    /// Become the only member of the cluster, with all that log and store hold (etcd `--force-new-cluster`).
+    pub force_new_cluster: bool,
     /// A snapshot transfer without progress for so long is given up.
     pub snapshot_stall: Duration,
 }
@@ -68,6 +70,7 @@ impl Default for MemberConfig {
             snapshot_window_max: 4,
             wal: crate::wal::WalConfig::default(),
             spool_dir: None,
+            force_new_cluster: false,
             snapshot_stall: Duration::from_secs(10),
         }
     }

@@ -8,7 +8,11 @@ use brickraft_engine::member::identity::member_id;
 use brickraft_engine::raft::{ConfChange, MemberInfo, Membership};
 use brickraft_engine::types::NodeId;
 use pb::cluster_server::Cluster;
+use std::time::Duration;
 use tonic::{Request, Response, Status};
+
+/// How often it is tried to promote a learner that was added as a voter.
+const PROMOTE_INTERVAL: Duration = Duration::from_millis(250);
 
 fn member(id: NodeId, info: &MemberInfo, is_learner: bool) -> pb::Member {
     pb::Member { id: id.0, name: info.name.clone(), peer_ur_ls: info.peer_urls.clone(), client_ur_ls: info.client_urls.clone(), is_learner }
@@ -47,6 +51,18 @@ impl Api {
         let membership = self.handle().conf_change(change).await?;
         Ok((self.header_now(), membership))
     }
+
+    /// Lets a learner vote as soon as it has caught up. Ends when it does, when it is no member any more, or when this
+    /// member stops.
+    async fn promote_in_time(self, id: NodeId) {
+        loop {
+            tokio::time::sleep(PROMOTE_INTERVAL).await;
+            match self.handle().conf_change(ConfChange::Promote(id)).await {
+                Ok(_) | Err(MemberError::NotLearner | MemberError::MemberNotFound | MemberError::Stopped) => return,
+                Err(_) => {}
+            }
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -57,10 +73,16 @@ impl Cluster for Api {
         // The salt keeps the id of a member that left from being used again.
         let id = member_id(&request.peer_ur_ls, &format!("{:016x}", self.0.cluster_id), rand::random_range(1..=u64::MAX));
         let info = MemberInfo { name: String::new(), peer_urls: request.peer_ur_ls, client_urls: Vec::new() };
-        let added = member(id, &info, request.is_learner);
-        let change = if request.is_learner { ConfChange::AddLearner(id, info) } else { ConfChange::AddVoter(id, info) };
+        let alone = self.0.status.borrow().membership.voters.len() == 1;
+        let change = if request.is_learner || alone { ConfChange::AddLearner(id, info) } else { ConfChange::AddVoter(id, info) };
         let (header, membership) = self.conf_change(change).await?;
-        Ok(Response::new(pb::MemberAddResponse { header: Some(header), member: Some(added), members: members(&membership) }))
+        if alone && !request.is_learner {
+            // A second voter that does not run yet would take the majority from the only one that does.
+            tokio::spawn(self.clone().promote_in_time(id));
+        }
+        let members = members(&membership);
+        let added = members.iter().find(|m| m.id == id.0).cloned();
+        Ok(Response::new(pb::MemberAddResponse { header: Some(header), member: added, members }))
     }
 
     async fn member_remove(&self, request: Request<pb::MemberRemoveRequest>) -> Result<Response<pb::MemberRemoveResponse>, Status> {

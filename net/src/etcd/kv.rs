@@ -84,13 +84,19 @@ impl Kv for Api {
 
     async fn compact(&self, request: Request<pb::CompactionRequest>) -> Result<Response<pb::CompactionResponse>, Status> {
         let request = request.into_inner();
-        // `physical` asks to wait until the space is free; here history below the revision is out of reach as soon as
-        // the command is applied, and its space is reused without a pause.
         if request.revision < 0 {
             return Err(ApiError::from(KvError::Compacted).into());
         }
         let command = Command::Compact { keyspace: Keyspace::User, revision: convert::revision(request.revision) };
         let (_, revision) = self.propose(command).await?;
+        // History below the revision is out of reach as soon as the command is applied; `physical` asks to wait until it
+        // is out of this member's tables as well.
+        while request.physical && self.handle().store().collected_revision(Keyspace::User) < convert::revision(request.revision) {
+            if self.handle().last_status().stopped.is_some() {
+                return Err(ApiError::from(brickraft_engine::member::MemberError::Stopped).into());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
         Ok(Response::new(pb::CompactionResponse { header: Some(self.header(revision)) }))
     }
 }

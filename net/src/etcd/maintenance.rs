@@ -3,21 +3,118 @@
 use super::pb::etcdserverpb as pb;
 use super::status::ApiError;
 use super::{Api, convert};
-use brickraft_engine::kv::types::Keyspace;
+use brickraft_engine::kv::types::{Command, CommandResponse, Keyspace};
+use brickraft_engine::kv::{Alarm, AlarmType, Backup, StoreError};
 use brickraft_engine::member::MemberError;
 use brickraft_engine::types::NodeId;
+use pb::alarm_request::AlarmAction;
+use pb::downgrade_request::DowngradeAction;
 use pb::maintenance_server::Maintenance;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+
+/// Portions of a snapshot that wait for a slow client.
+const SNAPSHOT_QUEUE_MAX: usize = 4;
+
+fn alarm_member(alarm: Alarm) -> pb::AlarmMember {
+    pb::AlarmMember { member_id: alarm.member.0, alarm: i32::from(alarm.kind as u8) }
+}
+
+fn alarm_type(number: i32) -> Option<AlarmType> {
+    AlarmType::from_number(u8::try_from(number).ok()?)
+}
+
+/// An alarm as etcd's Status names it.
+fn alarm_text(alarm: Alarm) -> String {
+    format!("memberID:{} alarm:{} ", alarm.member.0, alarm.kind.name())
+}
+
+impl Api {
+    /// Refuses what would add to a store that is at its quota, after raising NOSPACE at all members. What counts is the
+    /// bytes in use, since space that compaction frees is used again without defragmentation.
+    pub(super) async fn check_quota(&self, command: &Command) -> Result<(), ApiError> {
+        let quota = self.settings().quota_bytes;
+        if quota == 0 || !brickraft_engine::kv::adds(command) {
+            return Ok(());
+        }
+        if self.handle().store().sizes().in_use_bytes.saturating_add(cost(command)) <= quota {
+            return Ok(());
+        }
+        let alarm = Alarm { member: NodeId(self.0.member_id), kind: AlarmType::NoSpace };
+        if !self.handle().store().alarms().contains(&alarm) {
+            tracing::warn!(quota, "the store is at --quota-backend-bytes: raising NOSPACE");
+            self.handle().propose(Command::Alarm { activate: true, alarm }).await?;
+        }
+        Err(brickraft_engine::kv::types::KvError::NoSpace.into())
+    }
+
+    async fn change_alarm(&self, activate: bool, member: u64, kind: AlarmType) -> Result<Vec<pb::AlarmMember>, ApiError> {
+        let alarm = Alarm { member: NodeId(member), kind };
+        match self.propose(Command::Alarm { activate, alarm }).await? {
+            (CommandResponse::Alarms(alarms), _) => Ok(alarms.into_iter().map(alarm_member).collect()),
+            _ => Err(ApiError::Internal("an answer that does not fit the request")),
+        }
+    }
+}
+
+/// What a command adds at most, by its own size (etcd counts alike).
+fn cost(command: &Command) -> u64 {
+    const RECORD_BYTES: u64 = 256;
+    use brickraft_engine::kv::types::{TxnOp, TxnRequest};
+    fn txn_cost(txn: &TxnRequest) -> u64 {
+        let sum = |ops: &[TxnOp]| {
+            ops.iter()
+                .map(|op| match op {
+                    TxnOp::Put(put) => RECORD_BYTES + (put.key.len() + put.value.len()) as u64,
+                    TxnOp::Txn(inner) => txn_cost(inner),
+                    TxnOp::Range(_) | TxnOp::DeleteRange(_) => 0,
+                })
+                .sum::<u64>()
+        };
+        sum(&txn.success).max(sum(&txn.failure))
+    }
+    match command {
+        Command::Put(_, put) => RECORD_BYTES + (put.key.len() + put.value.len()) as u64,
+        Command::Txn(_, txn) => txn_cost(txn),
+        Command::LeaseGrant { .. } => 64 + 16,
+        _ => 0,
+    }
+}
+
+/// The minor version below `version`, which is the only one that a downgrade may aim at.
+fn downgrade_target(version: &str) -> Option<(u64, u64)> {
+    let (major, minor) = parse_version(version)?;
+    Some((major, minor.checked_sub(1)?))
+}
+
+/// `3.4` or `3.4.0`.
+fn parse_version(version: &str) -> Option<(u64, u64)> {
+    let parts: Vec<u64> = version.split('.').map(|p| p.parse().ok()).collect::<Option<_>>()?;
+    match parts[..] {
+        [major, minor] | [major, minor, _] => Some((major, minor)),
+        _ => None,
+    }
+}
 
 #[tonic::async_trait]
 impl Maintenance for Api {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
-        if request.into_inner().action() == pb::alarm_request::AlarmAction::Activate {
-            return Err(ApiError::Unsupported("raising an alarm by hand").into());
-        }
-        // No quota, so no alarm is ever raised, and there is none to list or to take back.
-        Ok(Response::new(pb::AlarmResponse { header: Some(self.header_now()), alarms: Vec::new() }))
+        let request = request.into_inner();
+        let kind = alarm_type(request.alarm);
+        let alarms = match (AlarmAction::try_from(request.action), kind) {
+            (Ok(AlarmAction::Get), kind) => {
+                self.handle().read_index().await.map_err(ApiError::from)?;
+                let active = self.handle().store().alarms().into_iter();
+                active.filter(|alarm| kind.is_none_or(|kind| kind == alarm.kind)).map(alarm_member).collect()
+            }
+            (Ok(AlarmAction::Activate), Some(kind)) => self.change_alarm(true, request.member_id, kind).await?,
+            (Ok(AlarmAction::Deactivate), Some(kind)) => self.change_alarm(false, request.member_id, kind).await?,
+            // etcd keeps no alarm of type NONE either.
+            (Ok(AlarmAction::Activate | AlarmAction::Deactivate), None) => Vec::new(),
+            (Err(_), _) => return Err(ApiError::UnknownMethod.into()),
+        };
+        Ok(Response::new(pb::AlarmResponse { header: Some(self.header_now()), alarms }))
     }
 
     async fn status(&self, _request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
@@ -27,6 +124,7 @@ impl Maintenance for Api {
         if status.leader.is_none() {
             errors.push(MemberError::NoLeader.to_string());
         }
+        errors.extend(self.handle().store().alarms().into_iter().map(alarm_text));
         Ok(Response::new(pb::StatusResponse {
             header: Some(self.header(status.revision)),
             version: self.settings().version.clone(),
@@ -39,7 +137,7 @@ impl Maintenance for Api {
             db_size_in_use: convert::signed(sizes.in_use_bytes),
             is_learner: status.is_learner,
             storage_version: String::new(),
-            db_size_quota: 0,
+            db_size_quota: convert::signed(self.settings().quota_bytes),
             downgrade_info: None,
         }))
     }
@@ -50,8 +148,12 @@ impl Maintenance for Api {
     }
 
     async fn hash(&self, _request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        // etcd hashes its file; ours differ between members by design. HashKV is what compares members.
-        Err(ApiError::Unsupported("Hash (use HashKV)").into())
+        // etcd hashes its file, which differs between members. Here it is what they agree on.
+        let store = self.handle().store().clone();
+        let hashed = tokio::task::spawn_blocking(move || store.hash_all()).await;
+        let hashed = hashed.map_err(|_| ApiError::Internal("hashing was given up"))?;
+        let hash = hashed.map_err(MemberError::from).map_err(ApiError::from)?;
+        Ok(Response::new(pb::HashResponse { header: Some(self.header_now()), hash }))
     }
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
@@ -71,7 +173,35 @@ impl Maintenance for Api {
     type SnapshotStream = ReceiverStream<Result<pb::SnapshotResponse, Status>>;
 
     async fn snapshot(&self, _request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(ApiError::Unsupported("Snapshot").into())
+        let (store, member) = (self.handle().store().clone(), NodeId(self.0.member_id));
+        let (cluster_id, header, version) = (self.0.cluster_id, self.header_now(), self.settings().version.clone());
+        let (portions, stream) = mpsc::channel(SNAPSHOT_QUEUE_MAX);
+        // Reading a large store takes its time: beside the member's thread.
+        tokio::task::spawn_blocking(move || {
+            let failed = |e: StoreError| Status::from(ApiError::from(MemberError::from(e)));
+            let mut backup: Backup = match store.backup(cluster_id, member) {
+                Ok(backup) => backup,
+                Err(e) => return drop(portions.blocking_send(Err(failed(e)))),
+            };
+            loop {
+                let portion = match backup.next_chunk() {
+                    Ok(Some(blob)) => Ok(pb::SnapshotResponse {
+                        header: Some(header),
+                        remaining_bytes: backup.remaining_bytes(),
+                        blob,
+                        version: version.clone(),
+                    }),
+                    Ok(None) => return,
+                    Err(e) => Err(failed(e)),
+                };
+                let last = portion.is_err();
+                // A client that is gone ends it.
+                if portions.blocking_send(portion).is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn move_leader(&self, request: Request<pb::MoveLeaderRequest>) -> Result<Response<pb::MoveLeaderResponse>, Status> {
@@ -79,7 +209,37 @@ impl Maintenance for Api {
         Ok(Response::new(pb::MoveLeaderResponse { header: Some(self.header_now()) }))
     }
 
-    async fn downgrade(&self, _request: Request<pb::DowngradeRequest>) -> Result<Response<pb::DowngradeResponse>, Status> {
-        Err(ApiError::Unsupported("Downgrade").into())
+    async fn downgrade(&self, request: Request<pb::DowngradeRequest>) -> Result<Response<pb::DowngradeResponse>, Status> {
+        let request = request.into_inner();
+        let version = &self.settings().version;
+        let check = || -> Result<(), ApiError> {
+            let wanted = parse_version(&request.version).ok_or(ApiError::DowngradeVersionFormat)?;
+            if Some(wanted) == downgrade_target(version) { Ok(()) } else { Err(ApiError::DowngradeTarget) }
+        };
+        match DowngradeAction::try_from(request.action) {
+            Ok(DowngradeAction::Validate) => check()?,
+            Ok(DowngradeAction::Enable) => {
+                check()?;
+                return Err(ApiError::NothingOlder.into());
+            }
+            Ok(DowngradeAction::Cancel) => return Err(ApiError::NoDowngrade.into()),
+            Err(_) => return Err(ApiError::UnknownMethod.into()),
+        }
+        let version = super::cluster_version(version);
+        Ok(Response::new(pb::DowngradeResponse { header: Some(self.header_now()), version }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        assert_eq!(parse_version("3.4.0"), Some((3, 4)));
+        assert_eq!(downgrade_target("3.5.21"), parse_version("3.4"));
+        for bad in ["", "3", "a.b", "3.4.0.1", "3.-4"] {
+            assert_eq!(parse_version(bad), None, "{bad}");
+        }
     }
 }

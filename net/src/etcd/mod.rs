@@ -7,6 +7,7 @@
 mod auth;
 mod authority;
 mod check;
+pub mod client;
 mod cluster;
 mod concurrency;
 mod convert;
@@ -50,14 +51,21 @@ pub struct Settings {
     pub lease_ttl_s_min: i64,
     /// A stream that asked for `hasleader` ends after so long without a leader (etcd: three election time-outs).
     pub no_leader_grace: Duration,
+    /// What the store may use before NOSPACE is raised, in bytes; 0: no limit.
+    pub quota_bytes: u64,
     /// What is said to be the version.
     pub version: String,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { limits: Limits::default(), lease_ttl_s_min: 2, no_leader_grace: Duration::from_secs(3), version: ETCD_VERSION.to_owned() }
+        Self { limits: Limits::default(), lease_ttl_s_min: 2, no_leader_grace: Duration::from_secs(3), quota_bytes: 0, version: ETCD_VERSION.to_owned() }
     }
+}
+
+/// The version of a cluster whose members have `version`: theirs up to the minor number.
+fn cluster_version(version: &str) -> String {
+    format!("{}.0", version.rsplit_once('.').map_or(version, |(minor, _)| minor))
 }
 
 /// What all services share. Cheap to clone.
@@ -128,6 +136,7 @@ impl Api {
     /// Proposes, and takes apart what applying it yields.
     async fn propose(&self, command: Command) -> Result<(CommandResponse, Revision), ApiError> {
         self.settings().limits.command(&command)?;
+        self.check_quota(&command).await?;
         let Applied { revision, result } = self.handle().propose(command).await?;
         Ok((result?, revision))
     }

@@ -35,6 +35,21 @@ pub enum ApiError {
     /// Nobody leads.
     #[error("election: no leader")]
     ElectionNoLeader,
+    /// An action that the method does not know.
+    #[error("etcdserver: unknown method")]
+    UnknownMethod,
+    /// A downgrade to what is no version.
+    #[error("etcdserver: wrong downgrade target version format")]
+    DowngradeVersionFormat,
+    /// A downgrade to anything but the minor version below.
+    #[error("etcdserver: invalid downgrade target version")]
+    DowngradeTarget,
+    /// A downgrade that is to be cancelled and was never begun.
+    #[error("etcdserver: no inflight downgrade job")]
+    NoDowngrade,
+    /// A downgrade that etcd would begin.
+    #[error("brickraft: there is no older version of this server to go back to")]
+    NothingOlder,
     /// An answer that does not fit the request: a defect.
     #[error("etcdserver: internal: {0}")]
     Internal(&'static str),
@@ -53,6 +68,8 @@ fn kv_code(e: &KvError) -> Code {
         | KvError::TooManyOps
         | KvError::RequestTooLarge
         | KvError::InvalidSortOption => Code::InvalidArgument,
+        KvError::NoSpace => Code::ResourceExhausted,
+        KvError::Corrupt => Code::DataLoss,
     }
 }
 
@@ -89,7 +106,8 @@ impl ApiError {
             Self::Kv(e) => kv_code(e),
             Self::Member(e) => member_code(e),
             Self::Unsupported(_) => Code::Unimplemented,
-            Self::MemberBadUrls => Code::InvalidArgument,
+            Self::MemberBadUrls | Self::UnknownMethod | Self::DowngradeVersionFormat | Self::DowngradeTarget => Code::InvalidArgument,
+            Self::NoDowngrade | Self::NothingOlder => Code::FailedPrecondition,
             Self::AuthNotEnabled => Code::FailedPrecondition,
             // etcd's lock and election services return these as plain Go errors.
             Self::LockSessionExpired | Self::MissingLeaderKey | Self::ElectionNotLeader | Self::ElectionNoLeader => Code::Unknown,

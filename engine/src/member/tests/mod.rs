@@ -1,5 +1,6 @@
 //! Whole clusters in one thread: simulated disks, network and clock; and one cluster on tokio.
 
+mod alone;
 mod chaos;
 mod cluster;
 mod driver;

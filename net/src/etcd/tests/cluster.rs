@@ -29,7 +29,6 @@ fn members_and_status() {
         assert!(status.raft_applied_index > 0 && status.db_size > 0 && status.errors.is_empty());
         maintenance.defragment(pb::DefragmentRequest {}).await.expect("defragment");
         assert!(maintenance.alarm(pb::AlarmRequest::default()).await.expect("alarms").into_inner().alarms.is_empty());
-        assert_refused(maintenance.snapshot(pb::SnapshotRequest {}).await, Code::Unimplemented, "brickraft: Snapshot is not supported yet");
         let moved = maintenance.move_leader(pb::MoveLeaderRequest { target_id: 1 }).await;
         assert_refused(moved, Code::FailedPrecondition, "etcdserver: bad leader transferee");
     });

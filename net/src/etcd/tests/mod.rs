@@ -5,6 +5,7 @@ mod etcdctl;
 mod kv;
 mod lease;
 mod locks;
+mod maintenance;
 mod watch;
 
 use super::pb::etcdserverpb::{self as pb, kv_client::KvClient, lease_client::LeaseClient};
@@ -23,6 +24,8 @@ use tokio::sync::{Notify, mpsc};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+/// What one test fills up.
+const QUOTA_BYTES: u64 = 8 << 20;
 /// Nothing in these tests takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -97,7 +100,7 @@ fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Rc<Server>) -> F) {
         let closing = Arc::new(Notify::new());
         let told = closing.clone();
         let shutdown = async move { told.notified().await };
-        let settings = Settings { no_leader_grace: Duration::from_millis(300), ..Default::default() };
+        let settings = Settings { no_leader_grace: Duration::from_millis(300), quota_bytes: QUOTA_BYTES, ..Default::default() };
         let service = tokio::task::spawn_local(serve_with(listener, handle.clone(), settings, shutdown));
         let channel = Channel::from_shared(address.clone()).expect("address").connect().await.expect("connect");
         let server = Rc::new(Server { address, channel, handle: handle.clone(), closing: closing.clone() });

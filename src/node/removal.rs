@@ -1,0 +1,94 @@
+//! What becomes of a member that is removed from its cluster: it says so and ends, and does not start again.
+
+use super::config::url_address;
+use super::join::member_dir;
+use anyhow::{Context, Result, bail};
+use brickraft_engine::member::{MemberHandle, MemberStatus};
+use brickraft_engine::types::Index;
+use brickraft_net::peers;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a member may be without a leader before it asks the others whether it still belongs.
+const ASK_AFTER: Duration = Duration::from_secs(3);
+/// Between two looks. A member that learns of its removal by applying it has let its last answers out by then.
+const LOOK: Duration = Duration::from_millis(500);
+
+fn marker(data_dir: &Path) -> PathBuf {
+    member_dir(data_dir).join("removed")
+}
+
+/// Refuses the data of a member that was removed.
+///
+/// # Errors
+/// It was.
+pub fn check(data_dir: &Path) -> Result<()> {
+    let path = marker(data_dir);
+    match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
+        Ok(text) => bail!("{}", text.trim_end()),
+    }
+}
+
+/// Returns when this member has been removed, with what is to be said.
+pub async fn watch(member: MemberHandle, data_dir: PathBuf) -> anyhow::Error {
+    let status = member.status_watch();
+    // A joiner may be sent a state from before it was added; only who was a member can have been removed.
+    let mut member_at: Option<Index> = None;
+    let mut leaderless = Duration::ZERO;
+    // The status changes with every command: looking now and then costs less than following it.
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let without_leader = {
+            let now = status.borrow();
+            if now.stopped.is_some() {
+                drop(now);
+                std::future::pending::<()>().await;
+                continue;
+            }
+            if now.membership.contains(now.id) {
+                member_at = Some(now.applied);
+            } else if member_at.is_some() {
+                break;
+            }
+            now.leader.is_none()
+        };
+        leaderless = if without_leader { leaderless + LOOK } else { Duration::ZERO };
+        if leaderless < ASK_AFTER {
+            continue;
+        }
+        leaderless = Duration::ZERO;
+        let now = status.borrow().clone();
+        if let Some(at) = member_at
+            && told_removed(&now, at).await
+        {
+            break;
+        }
+    }
+    let id = member.last_status().id;
+    let text = format!(
+        "the member {:016x} has been permanently removed from the cluster; the data-dir used by this member must be removed: {}",
+        id.0,
+        data_dir.display()
+    );
+    tracing::error!("{text}");
+    if let Err(e) = std::fs::write(marker(&data_dir), &text) {
+        tracing::warn!(%e, "note the removal");
+    }
+    anyhow::Error::msg(text)
+}
+
+/// Whether another member has applied at least what this one has, and does not know this one any more: then it was
+/// removed, since what it belongs by has been applied there too.
+async fn told_removed(me: &MemberStatus, member_at: Index) -> bool {
+    for id in me.membership.ids().filter(|id| *id != me.id) {
+        let urls = me.membership.info(id).map(|i| i.peer_urls.clone()).unwrap_or_default();
+        let Some(address) = urls.iter().find_map(|u| url_address(u).ok()) else { continue };
+        let Ok(answer) = peers::ask_members(&address).await else { continue };
+        if answer.cluster_id == me.cluster_id && answer.applied >= member_at && !answer.membership.contains(me.id) {
+            return true;
+        }
+    }
+    false
+}
