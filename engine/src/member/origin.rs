@@ -152,7 +152,7 @@ impl<I: Io> MemberCore<I> {
             MemberRequest::ReadIndex => Kind::Read { members: false },
             MemberRequest::MemberList { linearizable: true } => Kind::Read { members: true },
             MemberRequest::MemberList { linearizable: false } => {
-                let members = self.membership.clone();
+                let members = self.members.clone();
                 return self.reply(client, Ok(MemberReply::Members(members)));
             }
             MemberRequest::LeaseKeepAlive(id) => Kind::Ask(Ask::LeaseKeepAlive(id)),
@@ -350,7 +350,7 @@ impl<I: Io> MemberCore<I> {
             let index = *entry.key();
             for number in entry.remove() {
                 let members = matches!(self.origin.pending.get(&number), Some(Pending { kind: Kind::Read { members: true }, .. }));
-                let reply = if members { MemberReply::Members(self.membership.clone()) } else { MemberReply::ReadIndex(index) };
+                let reply = if members { MemberReply::Members(self.members.clone()) } else { MemberReply::ReadIndex(index) };
                 self.finish(number, Ok(reply));
             }
         }
