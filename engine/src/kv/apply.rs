@@ -454,9 +454,9 @@ impl<'t> Writer<'t> {
         Ok(CommandResponse::Alarms(if changed { vec![alarm] } else { Vec::new() }))
     }
 
-    /// Removes what no revision from `compact` on can reach: each change below it makes its predecessor
-    /// garbage, and itself when it is a deletion. Looks at about `events_max` changes, whole revisions, each
-    /// change once in its life. True when more is left.
+    /// Removes what no revision from `compact` on can reach: each change up to it makes its predecessor garbage, and a
+    /// deletion below it itself (one at it is still an event for who watches from there). Looks at about `events_max`
+    /// changes, whole revisions, each change once or twice in its life. True when more is left.
     pub(super) fn collect(&mut self, events_max: usize) -> Result<bool, StoreError> {
         let mut left = events_max;
         for ks in [Keyspace::User, Keyspace::System] {
@@ -474,13 +474,15 @@ impl<'t> Writer<'t> {
         let state = &mut self.state.keyspaces[ks as usize];
         let tables = &mut self.keyspaces[ks as usize];
         let used = &mut self.state.used_bytes;
-        let (from, to) = (Rev { main: state.collected, sub: 0 }.key(), Rev { main: state.compact, sub: 0 }.key());
+        // The changes of the compaction revision itself supersede as well; they are looked at again with the next one.
+        let end = state.compact.saturating_add(1);
+        let (from, to) = (Rev { main: state.collected, sub: 0 }.key(), Rev { main: end, sub: 0 }.key());
         let mut garbage = Vec::new();
         let (mut looked, mut main, mut done) = (0, state.collected, state.compact);
         for item in tables.log.range::<&[u8]>(&from[..]..&to[..])? {
             let (key, record) = item?;
             let rev = Rev::from_key(key.value())?;
-            if looked >= events_max && rev.main > main {
+            if looked >= events_max && rev.main > main && rev.main < state.compact {
                 done = rev.main;
                 break;
             }
@@ -490,7 +492,7 @@ impl<'t> Writer<'t> {
             if logged.prev != Rev::NONE {
                 garbage.push((logged.prev, Bytes::copy_from_slice(logged.key)));
             }
-            if logged.delete {
+            if logged.delete && rev.main < state.compact {
                 garbage.push((rev, Bytes::copy_from_slice(logged.key)));
             }
         }

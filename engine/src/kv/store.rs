@@ -489,6 +489,7 @@ fn event(view: &View<'_, ReadTable>, rev: Rev, logged: &Logged<'_>) -> Result<Ev
         version: logged.version,
         lease: logged.lease,
     };
-    let prev_kv = if logged.prev == Rev::NONE { None } else { view.logged(logged.prev)? };
+    // What the compaction revision superseded is gone, or about to go.
+    let prev_kv = if logged.prev == Rev::NONE || rev.main <= view.compact { None } else { view.logged(logged.prev)? };
     Ok(Event { delete: logged.delete, kv, prev_kv })
 }

@@ -286,3 +286,22 @@ fn open_errors_name_the_file_and_what_to_do() {
     let text = Store::open(&dir.path().join("no/store"), 1 << 20).unwrap_err().to_string();
     assert!(text.contains("directory exists"), "{text}");
 }
+
+#[test]
+fn compacting_at_a_deletion_frees_what_was_deleted() {
+    let store = memory();
+    let empty = store.sizes().in_use_bytes;
+    run(&store, put("a", &"x".repeat(10_000)));
+    run(&store, put("b", &"x".repeat(10_000)));
+    let deleted = run(&store, delete("\0", "\0")).applied.revision;
+    run(&store, compact(deleted.0));
+    while store.collect_garbage(1).unwrap() {}
+    assert!(store.sizes().in_use_bytes < empty + 1000, "{:?}", store.sizes());
+    // Who watches from there is still told, without what is gone.
+    let events = store.events_since(U, deleted, deleted, 9).unwrap().events;
+    assert_eq!(events.iter().map(|e| (e.delete, e.prev_kv.is_some())).collect::<Vec<_>>(), [(true, false), (true, false)]);
+    run(&store, put("c", "1"));
+    run(&store, compact(deleted.0 + 1));
+    while store.collect_garbage(1).unwrap() {}
+    assert!(store.sizes().in_use_bytes < empty + 200, "{:?}", store.sizes());
+}
