@@ -92,7 +92,7 @@ fn a_backup_restores_to_clusters_of_one_and_of_three() {
     let bad = s.dir.path().join("bad.db");
     let bad_text = bad.to_str().expect("plain path");
     let target = s.dir.path().join("none");
-    let mut refused = |content: &[u8], expect: &str| {
+    let refused = |content: &[u8], expect: &str| {
         std::fs::write(&bad, content).expect("write");
         s.brickraft_refused(&["snapshot", "status", bad_text], expect);
         s.brickraft_refused(&["snapshot", "restore", bad_text, "--data-dir", target.to_str().expect("plain path")], expect);
