@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// How long a member may be without a leader before it asks the others whether it still belongs.
 const ASK_AFTER: Duration = Duration::from_secs(3);
-/// Between two looks. A member that learns of its removal by applying it has let its last answers out by then.
+/// Between two looks at a status that does not change.
 const LOOK: Duration = Duration::from_millis(500);
 
 fn marker(data_dir: &Path) -> PathBuf {
@@ -33,20 +33,13 @@ pub fn check(data_dir: &Path) -> Result<()> {
 
 /// Returns when this member has been removed, with what is to be said.
 pub async fn watch(member: MemberHandle, data_dir: PathBuf) -> anyhow::Error {
-    let status = member.status_watch();
+    let mut status = member.status_watch();
     // A joiner may be sent a state from before it was added; only who was a member can have been removed.
     let mut member_at: Option<Index> = None;
     let mut leaderless = Duration::ZERO;
-    // The status changes with every command: looking now and then costs less than following it.
     loop {
-        tokio::time::sleep(LOOK).await;
         let without_leader = {
-            let now = status.borrow();
-            if now.stopped.is_some() {
-                drop(now);
-                std::future::pending::<()>().await;
-                continue;
-            }
+            let now = status.borrow_and_update();
             if now.membership.contains(now.id) {
                 member_at = Some(now.applied);
             } else if member_at.is_some() {
@@ -54,7 +47,13 @@ pub async fn watch(member: MemberHandle, data_dir: PathBuf) -> anyhow::Error {
             }
             now.leader.is_none()
         };
-        leaderless = if without_leader { leaderless + LOOK } else { Duration::ZERO };
+        leaderless = if without_leader { leaderless } else { Duration::ZERO };
+        match tokio::time::timeout(LOOK, status.changed()).await {
+            Err(_) => leaderless += LOOK,
+            Ok(Ok(())) => continue,
+            // The member has ended: the driver says why.
+            Ok(Err(_)) => std::future::pending().await,
+        }
         if leaderless < ASK_AFTER {
             continue;
         }
@@ -66,6 +65,8 @@ pub async fn watch(member: MemberHandle, data_dir: PathBuf) -> anyhow::Error {
             break;
         }
     }
+    // A member that learns of its removal by applying it lets its last answers out.
+    tokio::time::sleep(LOOK).await;
     let id = member.last_status().id;
     let text = format!(
         "the member {:016x} has been permanently removed from the cluster; the data-dir used by this member must be removed: {}",

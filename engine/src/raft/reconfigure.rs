@@ -54,7 +54,8 @@ impl RaftCore {
             return Ok(());
         }
         let me = self.config.id;
-        let is_active = |p: &Peer| p.is_active(self.now, self.config.election_timeout);
+        // Whose connection broke is probed until it answers again: a process that died a moment ago does not count.
+        let is_active = |p: &Peer| p.state != ProgressState::Probe && p.is_active(self.now, self.config.election_timeout);
         let is_alive = |id: &NodeId| *id == me || lead.peers.get(id).is_some_and(is_active);
         let alive = after.voters.keys().filter(|id| is_alive(id)).count();
         let needed = quorum::majority(after.voters.len());

@@ -1,7 +1,7 @@
 //! Members come and go.
 
 use super::cluster::Cluster;
-use crate::member::{MemberError, MemberReply, MemberRequest};
+use crate::member::{MemberError, MemberEvent, MemberReply, MemberRequest};
 use crate::raft::{ConfChange, MemberInfo};
 use crate::types::NodeId;
 use std::time::Duration;
@@ -56,4 +56,21 @@ fn a_member_is_added_promoted_and_removed() {
     c.converge();
     let left = c.wait_leader();
     assert_eq!(c.core(left).status().membership.voters.len(), 2);
+}
+
+#[test]
+fn a_member_that_died_a_moment_ago_does_not_count_as_alive() {
+    let mut c = Cluster::new(3, 31);
+    let leader = c.wait_leader();
+    c.put(leader, "k", "v").expect("put");
+    c.converge();
+    let leader = c.wait_leader();
+    let dead = *c.ids().iter().find(|id| **id != leader).expect("a follower");
+    c.isolate(dead);
+    c.run(Duration::from_millis(50));
+    c.handle(leader, MemberEvent::PeerUnreachable(dead));
+    // Four voters, of which two answer, would have no majority.
+    let refused = change(&mut c, leader, ConfChange::AddVoter(NodeId(77), info(9)));
+    assert_eq!(refused, Err(MemberError::UnhealthyCluster));
+    c.put(leader, "k", "w").expect("put");
 }
