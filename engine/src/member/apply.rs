@@ -156,6 +156,7 @@ impl<I: Io> MemberCore<I> {
         let due = self.since_checkpoint >= self.config.checkpoint_bytes || (self.since_checkpoint > 0 && now >= self.checkpoint_due);
         if due {
             self.since_checkpoint = 0;
+            self.checkpoint_since = now;
             self.start_job(StoreJob::Checkpoint);
         }
         Ok(())
@@ -164,6 +165,7 @@ impl<I: Io> MemberCore<I> {
     /// The store's state is durable up to an index: the log before it, but for a tail, may go.
     pub(super) fn on_checkpoint(&mut self, now: Time, result: Result<Index, StoreError>) -> Result<(), String> {
         let durable = result.map_err(|e| format!("checkpoint: {e}"))?;
+        self.config.stats.checkpoint.record(now.since(self.checkpoint_since));
         self.checkpoint_due = now.after(self.config.checkpoint_interval);
         let target = self.compaction_target(durable);
         if target <= self.compacted {

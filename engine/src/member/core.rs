@@ -34,7 +34,7 @@ pub struct MemberCore<I: Io> {
     pub(super) store: Arc<Store>,
     pub(super) outputs: VecDeque<MemberOutput>,
     /// Log writes on their way, with Raft's number for each.
-    persisting: VecDeque<(Lsn, u64)>,
+    persisting: VecDeque<(Lsn, u64, Time)>,
     /// A write that the log had no room for.
     held: Option<Persist>,
     pub(super) origin: Origin,
@@ -58,6 +58,8 @@ pub struct MemberCore<I: Io> {
     pub(super) promote_now: bool,
     /// A store job is out.
     pub(super) job: bool,
+    /// When the last checkpoint was begun.
+    pub(super) checkpoint_since: Time,
     /// As of `applied`: as the log has it, and with what members told about themselves.
     pub(super) membership: Membership,
     pub(super) members: Membership,
@@ -103,6 +105,7 @@ impl<I: Io> MemberCore<I> {
             garbage: true,
             promote_now: false,
             job: false,
+            checkpoint_since: now,
             membership: opened.membership,
             members: Membership::default(),
             attributes: store.member_attributes()?,
@@ -208,7 +211,7 @@ impl<I: Io> MemberCore<I> {
 
     fn on_raft_output(&mut self, now: Time, output: Output) -> Result<(), String> {
         if let Some(persist) = output.persist {
-            self.persist(persist)?;
+            self.persist(now, persist)?;
         }
         for (to, msg) in output.messages {
             self.send(to, PeerMessage::Raft(msg));
@@ -234,10 +237,10 @@ impl<I: Io> MemberCore<I> {
         Ok(())
     }
 
-    fn persist(&mut self, persist: Persist) -> Result<(), String> {
+    fn persist(&mut self, now: Time, persist: Persist) -> Result<(), String> {
         let batch = LogBatch { hard_state: persist.hard_state, entries: &persist.entries, snapshot: None };
         match self.wal.append(GROUP, batch) {
-            Ok(lsn) => self.persisting.push_back((lsn, persist.seq)),
+            Ok(lsn) => self.persisting.push_back((lsn, persist.seq, now)),
             Err(WalError::QueueFull { .. }) => self.held = Some(persist),
             Err(e) => return Err(e.to_string()),
         }
@@ -247,16 +250,17 @@ impl<I: Io> MemberCore<I> {
     fn poll_log(&mut self, now: Time) -> Result<bool, String> {
         let durable = self.wal.poll().map_err(|e| e.to_string())?;
         let mut progress = false;
-        while let Some((lsn, seq)) = self.persisting.front().copied() {
+        while let Some((lsn, seq, since)) = self.persisting.front().copied() {
             if lsn > durable {
                 break;
             }
             self.persisting.pop_front();
+            self.config.stats.log_write.record(now.since(since));
             self.raft.on_persisted(now, seq);
             progress = true;
         }
         if let Some(held) = self.held.take() {
-            self.persist(held)?;
+            self.persist(now, held)?;
             progress |= self.held.is_none();
         }
         Ok(progress)

@@ -22,6 +22,7 @@ mod leader;
 mod origin;
 mod recovery;
 mod snapshot;
+pub mod stats;
 pub mod types;
 
 pub use self::core::{GROUP, MemberCore};

@@ -16,6 +16,7 @@ use crate::raft::ProposeError;
 use crate::types::{Index, NodeId, Term, Time};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Bytes of proposals in one [`Forward`], unless one proposal is larger.
@@ -96,6 +97,8 @@ pub(super) struct Origin {
     hold_until: Time,
     leaderless_since: Option<Time>,
     leader_changed_at: Time,
+    /// Who led last, also while nobody does.
+    last_leader: Option<NodeId>,
     last_resend: Time,
 }
 
@@ -114,6 +117,7 @@ impl Origin {
             hold_until: Time(0),
             leaderless_since: Some(now),
             leader_changed_at: Time(0),
+            last_leader: None,
             last_resend: now,
         }
     }
@@ -401,6 +405,10 @@ impl<I: Io> MemberCore<I> {
     /// Role, term or leader changed: questions to the old leader are asked again.
     pub(super) fn on_leader_change(&mut self, now: Time) {
         let leader = self.raft.leader();
+        if leader.is_some() && leader != self.origin.last_leader {
+            self.origin.last_leader = leader;
+            self.config.stats.leader_changes.fetch_add(1, Ordering::Relaxed);
+        }
         self.origin.hold_until = Time(0);
         self.origin.leader_changed_at = now;
         self.origin.leaderless_since = match (leader, self.origin.leaderless_since) {

@@ -49,6 +49,8 @@ pub struct MemberConfig {
     pub force_new_cluster: bool,
     /// A snapshot transfer without progress for so long is given up.
     pub snapshot_stall: Duration,
+    /// Where figures go.
+    pub stats: super::stats::SharedStats,
 }
 
 impl Default for MemberConfig {
@@ -72,6 +74,7 @@ impl Default for MemberConfig {
             spool_dir: None,
             force_new_cluster: false,
             snapshot_stall: Duration::from_secs(10),
+            stats: super::stats::SharedStats::default(),
         }
     }
 }
