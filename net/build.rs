@@ -1,6 +1,8 @@
 //! Compiles `proto/*.proto` to Rust without a system `protoc`.
 
+use prost::Message as _;
 use std::error::Error;
+use std::path::PathBuf;
 
 /// Everything the client-facing port speaks.
 const PROTOS: [&str; 4] = ["rpc.proto", "v3lock.proto", "v3election.proto", "health.proto"];
@@ -9,6 +11,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=build.rs");
     let descriptors = protox::compile(PROTOS, ["proto"])?;
+    // What the JSON gateway maps by.
+    std::fs::write(PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         // Keys and values stay slices of the received frame: no copy between socket and log.
         .bytes(".")

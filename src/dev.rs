@@ -2,6 +2,7 @@
 
 use crate::client::{ClientOptions, VolumeClient};
 use crate::management::{Ask, BRICK_PORT, VolumeInfo, VolumeStatusReport, ask};
+use crate::node::url::Url;
 use crate::node::{Ended, Node, ServerConfig};
 use crate::records::VolumeStatus;
 use crate::signals::Stop;
@@ -103,11 +104,11 @@ fn member(args: &DevArgs, dir: &Path, i: usize) -> ServerConfig {
     ServerConfig {
         name: name(i),
         data_dir: dir.join(name(i)),
-        listen_client: vec![format!("{host}:{}", args.client_port)],
-        listen_peer: vec![format!("{host}:{}", args.peer_port)],
+        listen_client: vec![Url::http(format!("{host}:{}", args.client_port))],
+        listen_peer: vec![Url::http(format!("{host}:{}", args.peer_port))],
         initial_cluster: (0..MEMBERS.len()).map(|i| InitialMember { name: name(i), peer_urls: vec![peer_url(i)] }).collect(),
         token: "brickraft-dev".into(),
-        listen_brick: format!("{host}:{}", args.brick_port),
+        listen_brick: Some(format!("{host}:{}", args.brick_port)),
         host: Some(host.into()),
         ..ServerConfig::default()
     }

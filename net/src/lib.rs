@@ -6,3 +6,5 @@ pub mod frame;
 pub mod link;
 pub mod peers;
 pub mod server;
+pub mod stream;
+pub mod tls;

@@ -3,6 +3,8 @@
 //! Messages go out in order; what was queued or under way when it broke is lost, and the owner is told so.
 
 use crate::frame::{Frame, Preface, encode, write_all};
+use crate::stream::Stream;
+use crate::tls::Connector;
 use bytes::Bytes;
 use std::io;
 use std::time::Duration;
@@ -42,8 +44,20 @@ impl Link {
     /// Starts connecting to `address` (`host:port`, looked up anew each time). Must be called inside a
     /// [`tokio::task::LocalSet`]. Each connection begins with `preface` and `hello`.
     pub fn start(address: String, preface: Preface, hello: Bytes, on_event: impl Fn(LinkEvent) + 'static) -> Self {
+        Self::start_with(address, None, preface, hello, on_event)
+    }
+
+    /// The same, over TLS where there is a connector.
+    pub fn start_with(
+        address: String,
+        tls: Option<Connector>,
+        preface: Preface,
+        hello: Bytes,
+        on_event: impl Fn(LinkEvent) + 'static,
+    ) -> Self {
         let (queue, frames) = mpsc::channel(LINK_QUEUE_MAX);
-        let task = tokio::task::spawn_local(run(address, preface, hello, frames, on_event)).abort_handle();
+        let far = Far { address, tls, preface, hello };
+        let task = tokio::task::spawn_local(run(far, frames, on_event)).abort_handle();
         Self { queue, task }
     }
 
@@ -59,10 +73,19 @@ impl Drop for Link {
     }
 }
 
-async fn run(address: String, preface: Preface, hello: Bytes, mut frames: mpsc::Receiver<Frame>, on_event: impl Fn(LinkEvent)) {
+/// Whom a link goes to, and what is said first.
+struct Far {
+    address: String,
+    tls: Option<Connector>,
+    preface: Preface,
+    hello: Bytes,
+}
+
+async fn run(far: Far, mut frames: mpsc::Receiver<Frame>, on_event: impl Fn(LinkEvent)) {
+    let address = &far.address;
     let mut wait = RETRY.0;
     loop {
-        match connect(&address, preface, &hello).await {
+        match connect(&far).await {
             Ok(stream) => {
                 wait = RETRY.0;
                 while frames.try_recv().is_ok() {}
@@ -82,20 +105,25 @@ async fn run(address: String, preface: Preface, hello: Bytes, mut frames: mpsc::
     }
 }
 
-async fn connect(address: &str, preface: Preface, hello: &[u8]) -> io::Result<TcpStream> {
+async fn connect(far: &Far) -> io::Result<Stream> {
     let attempt = async {
-        let mut stream = TcpStream::connect(address).await?;
+        let stream = TcpStream::connect(&far.address).await?;
         stream.set_nodelay(true)?;
-        stream.write_all(&preface.bytes()).await?;
-        stream.write_all(&encode(0, hello, 0)).await?;
+        let mut stream = Stream::Tcp(stream);
+        if let Some(tls) = &far.tls {
+            stream = tls.connect(&far.address, stream).await?;
+        }
+        stream.write_all(&far.preface.bytes()).await?;
+        stream.write_all(&encode(0, &far.hello, 0)).await?;
+        stream.flush().await?;
         Ok(stream)
     };
     tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Sends until the connection breaks or the owner is gone.
-async fn pump(mut stream: TcpStream, frames: &mut mpsc::Receiver<Frame>) -> io::Result<()> {
-    let (mut read, mut write) = stream.split();
+async fn pump(stream: Stream, frames: &mut mpsc::Receiver<Frame>) -> io::Result<()> {
+    let (mut read, mut write) = tokio::io::split(stream);
     let mut batch = Vec::with_capacity(BATCH_FRAMES_MAX);
     let mut parts = Vec::with_capacity(2 * BATCH_FRAMES_MAX);
     let mut byte = [0];
@@ -115,6 +143,8 @@ async fn pump(mut stream: TcpStream, frames: &mut mpsc::Receiver<Frame>) -> io::
                     }
                 }
                 write_all(&mut write, &mut parts).await?;
+                // TLS keeps what the socket had no room for.
+                write.flush().await?;
             }
         }
     }

@@ -2,7 +2,9 @@
 
 use crate::frame::{Frame, Preface, encode};
 use crate::link::{Link, LinkEvent};
-use crate::server::{Accepted, greet, greet_back};
+use crate::server::{greet_back, greeting};
+use crate::stream::Stream;
+use crate::tls::{Acceptor, Connector};
 use brickraft_engine::member::driver::Transport;
 use brickraft_engine::member::{MemberStatus, PeerMessage};
 use brickraft_engine::raft::Membership;
@@ -14,7 +16,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
@@ -46,52 +48,94 @@ pub struct MembersAnswer {
 /// How long a member may take to say who belongs to its cluster.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How a member is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// `host:port`.
+    pub address: String,
+    /// Its URL is https.
+    pub tls: bool,
+}
+
+/// The members' addresses.
+pub type Addresses = BTreeMap<NodeId, PeerAddress>;
+
+/// A port for peers.
+#[derive(Debug)]
+pub struct PeerPort {
+    /// Where.
+    pub listener: TcpListener,
+    /// Its URL is https.
+    pub tls: bool,
+}
+
+/// TLS between members, both ways.
+#[derive(Clone, Debug)]
+pub struct PeerTls {
+    /// For those who come.
+    pub acceptor: Acceptor,
+    /// For those we go to.
+    pub connector: Connector,
+}
+
+/// Connects to a member.
+async fn connect(address: &PeerAddress, tls: Option<&PeerTls>) -> io::Result<Stream> {
+    let stream = TcpStream::connect(&address.address).await?;
+    stream.set_nodelay(true)?;
+    match tls {
+        _ if !address.tls => Ok(Stream::Tcp(stream)),
+        Some(tls) => tls.connector.connect(&address.address, Stream::Tcp(stream)).await,
+        None => Err(io::Error::new(io::ErrorKind::InvalidInput, "the URL is https, and there is no certificate to speak TLS with")),
+    }
+}
+
 /// Asks the member at `address` who belongs to its cluster.
 ///
 /// # Errors
 /// The connection's own; `InvalidData` when somebody else answers.
-pub async fn ask_members(address: &str) -> io::Result<MembersAnswer> {
+pub async fn ask_members(address: &PeerAddress, tls: Option<&PeerTls>) -> io::Result<MembersAnswer> {
     let ask = async {
-        let mut stream = TcpStream::connect(address).await?;
+        let mut stream = connect(address, tls).await?;
         stream.write_all(&Preface::Members.bytes()).await?;
         stream.write_all(&encode(0, &[], 0)).await?;
+        stream.flush().await?;
         let answer = greet_back(stream).await?;
         postcard::from_bytes(&answer.head).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
     };
     tokio::time::timeout(ASK_TIMEOUT, ask).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-async fn answer_members(me: &Me, accepted: Accepted) -> io::Result<()> {
+async fn answer_members(me: &Me, mut write: impl AsyncWrite + Unpin) -> io::Result<()> {
     let answer = {
         let status = me.status.borrow();
         MembersAnswer { cluster_id: me.cluster_id, applied: status.applied, membership: status.membership.clone() }
     };
     let head = postcard::to_allocvec(&answer).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-    let mut write = accepted.write;
     write.write_all(&encode(0, &head, 0)).await?;
     write.shutdown().await
 }
 
-/// The members' addresses as they are to be reached, `host:port`.
-pub type Addresses = BTreeMap<NodeId, String>;
-
 /// Makes the transport of member `id` and the tasks that serve it. Must be called inside a
-/// [`tokio::task::LocalSet`]. `addresses` changes with the membership; peers that are not in it are not let in.
+/// [`tokio::task::LocalSet`]. `addresses` changes with the membership; peers that are not in it are not let in. Ports and
+/// addresses that ask for TLS are of no use without `tls`.
 ///
 /// `status` is what strangers are told who ask for the members.
 pub fn start(
     cluster_id: u64,
     id: NodeId,
-    listener: TcpListener,
+    ports: Vec<PeerPort>,
+    tls: Option<PeerTls>,
     addresses: tokio::sync::watch::Receiver<Addresses>,
     status: tokio::sync::watch::Receiver<MemberStatus>,
 ) -> Transport {
     let (outgoing, to_send) = mpsc::channel(MESSAGES_MAX);
     let (received, incoming) = mpsc::channel(MESSAGES_MAX);
     let (lost, unreachable) = mpsc::channel(MESSAGES_MAX);
-    let me = Rc::new(Me { cluster_id, id, addresses, status });
+    let me = Rc::new(Me { cluster_id, id, addresses, tls, status });
     tokio::task::spawn_local(send(me.clone(), to_send, lost));
-    tokio::task::spawn_local(accept(me, listener, received));
+    for port in ports {
+        tokio::task::spawn_local(accept(me.clone(), port, received.clone()));
+    }
     Transport { outgoing, incoming, unreachable }
 }
 
@@ -100,10 +144,11 @@ struct Me {
     id: NodeId,
     addresses: tokio::sync::watch::Receiver<Addresses>,
     status: tokio::sync::watch::Receiver<MemberStatus>,
+    tls: Option<PeerTls>,
 }
 
 async fn send(me: Rc<Me>, mut messages: mpsc::Receiver<(NodeId, PeerMessage)>, lost: mpsc::Sender<NodeId>) {
-    let mut links: BTreeMap<NodeId, (String, Link)> = BTreeMap::new();
+    let mut links: BTreeMap<NodeId, (PeerAddress, Link)> = BTreeMap::new();
     let up: Rc<RefCell<BTreeMap<NodeId, bool>>> = Rc::default();
     let mut addresses = me.addresses.clone();
     addresses.mark_changed();
@@ -132,7 +177,12 @@ async fn send(me: Rc<Me>, mut messages: mpsc::Receiver<(NodeId, PeerMessage)>, l
             let hello = MemberHello { cluster_id: me.cluster_id, from: me.id, to: peer };
             let hello = Bytes::from(postcard::to_allocvec(&hello).expect("plain data"));
             let (up, lost) = (up.clone(), lost.clone());
-            let link = Link::start(address.clone(), Preface::Member, hello, move |event| {
+            let connector = me.tls.as_ref().filter(|_| address.tls).map(|tls| tls.connector.clone());
+            if address.tls && connector.is_none() {
+                tracing::error!(%peer, "the peer's URL is https, and there is no certificate to speak TLS with (--peer-cert-file)");
+                continue;
+            }
+            let link = Link::start_with(address.address.clone(), connector, Preface::Member, hello, move |event| {
                 up.borrow_mut().insert(peer, event == LinkEvent::Up);
                 if event != LinkEvent::Up {
                     let _ = lost.try_send(peer);
@@ -143,17 +193,13 @@ async fn send(me: Rc<Me>, mut messages: mpsc::Receiver<(NodeId, PeerMessage)>, l
     }
 }
 
-async fn accept(me: Rc<Me>, listener: TcpListener, received: mpsc::Sender<(NodeId, PeerMessage)>) {
+async fn accept(me: Rc<Me>, port: PeerPort, received: mpsc::Sender<(NodeId, PeerMessage)>) {
     loop {
-        match listener.accept().await {
+        match port.listener.accept().await {
             Ok((stream, from)) => {
-                let (me, received) = (me.clone(), received.clone());
+                let (me, received, tls) = (me.clone(), received.clone(), port.tls);
                 tokio::task::spawn_local(async move {
-                    let result = match greet(stream).await {
-                        Ok(accepted) if accepted.preface == Preface::Members => answer_members(&me, accepted).await,
-                        Ok(accepted) => receive(&me, accepted, &received).await,
-                        Err(e) => Err(e),
-                    };
+                    let result = receive(&me, stream, tls, &received).await;
                     if let Err(e) = result {
                         tracing::debug!(%from, %e, "peer connection ended");
                     }
@@ -170,16 +216,27 @@ async fn accept(me: Rc<Me>, listener: TcpListener, received: mpsc::Sender<(NodeI
     }
 }
 
-async fn receive(me: &Me, mut peer: Accepted, received: &mpsc::Sender<(NodeId, PeerMessage)>) -> std::io::Result<()> {
+async fn receive(me: &Me, stream: TcpStream, tls: bool, received: &mpsc::Sender<(NodeId, PeerMessage)>) -> std::io::Result<()> {
     let refuse = |why: String| Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, why));
-    let hello: MemberHello = match postcard::from_bytes(&peer.hello.head) {
-        Ok(hello) if peer.preface == Preface::Member => hello,
+    stream.set_nodelay(true)?;
+    let stream = match (&me.tls, tls) {
+        (Some(ours), true) => ours.acceptor.accept(Stream::Tcp(stream)).await?,
+        (None, true) => return refuse("there is no certificate to speak TLS with".into()),
+        (_, false) => Stream::Tcp(stream),
+    };
+    let (read, write) = tokio::io::split(stream);
+    let (preface, hello, mut frames) = greeting(read).await?;
+    if preface == Preface::Members {
+        return answer_members(me, write).await;
+    }
+    let hello: MemberHello = match postcard::from_bytes(&hello.head) {
+        Ok(hello) if preface == Preface::Member => hello,
         _ => return refuse("no member's greeting".into()),
     };
     if hello.cluster_id != me.cluster_id || hello.to != me.id {
         return refuse(format!("greeting of member {:016x} of cluster {:016x} to {:016x}", hello.from.0, hello.cluster_id, hello.to.0));
     }
-    while let Some(frame) = peer.frames.next().await? {
+    while let Some(frame) = frames.next().await? {
         if !me.addresses.borrow().contains_key(&hello.from) {
             return refuse(format!("{:016x} is not a member", hello.from.0));
         }

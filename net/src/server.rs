@@ -4,7 +4,7 @@ use crate::frame::{Frame, FrameReader, Preface, encode, write_all};
 use bytes::Bytes;
 use std::io;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -33,14 +33,23 @@ pub struct Accepted {
 /// The connection's own, `TimedOut`, or `InvalidData` when somebody else's protocol is spoken.
 pub async fn greet(stream: TcpStream) -> io::Result<Accepted> {
     stream.set_nodelay(true)?;
+    let (read, write) = stream.into_split();
+    let (preface, hello, frames) = greeting(read).await?;
+    Ok(Accepted { preface, hello, frames, write })
+}
+
+/// The same for a connection on which only the other side speaks.
+///
+/// # Errors
+/// As [`greet`].
+pub async fn greeting<R: AsyncRead + Unpin>(mut read: R) -> io::Result<(Preface, Frame, FrameReader<R>)> {
     let greeting = async {
-        let (mut read, write) = stream.into_split();
         let mut preface = [0; 8];
         read.read_exact(&mut preface).await?;
         let preface = Preface::parse(preface)?;
         let mut frames = FrameReader::new(read);
         let hello = frames.next().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        Ok(Accepted { preface, hello, frames, write })
+        Ok((preface, hello, frames))
     };
     tokio::time::timeout(PREFACE_TIMEOUT, greeting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
@@ -70,6 +79,6 @@ pub async fn answer(mut write: OwnedWriteHalf, mut frames: mpsc::UnboundedReceiv
 ///
 /// # Errors
 /// The connection's own.
-pub async fn greet_back(stream: TcpStream) -> io::Result<Frame> {
+pub async fn greet_back(stream: impl AsyncRead + Unpin) -> io::Result<Frame> {
     FrameReader::new(stream).next().await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }

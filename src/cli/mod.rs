@@ -1,12 +1,15 @@
 //! The command line: GlusterFS's words for peers and volumes, etcd's flags for the server.
 
 mod endpoint;
+mod etcd;
+mod etcd_flags;
 mod member;
 mod mount;
 mod peer;
 mod print;
 mod server;
 mod snapshot;
+mod tls_flags;
 mod volume;
 
 use crate::management::{ANSWER_TIMEOUT, Ask, AskError, BRICK_PORT, ask, with_port};
@@ -19,6 +22,7 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+pub use etcd::run as run_as_etcd;
 pub use mount::helper as mount_helper;
 
 /// A coordination store, a distributed file system and union mounts on one io_uring engine.
@@ -96,6 +100,12 @@ fn one_line(rendered: &str) -> String {
     line.strip_prefix("error: ").unwrap_or(&line).replacen("; Usage:", "; usage:", 1)
 }
 
+/// Starts the log, on standard error. BRICKRAFT_LOG overrides `level`.
+fn log(level: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BRICKRAFT_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
 /// Runs the command line; the process's exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
@@ -110,6 +120,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(1);
         }
     };
+    // A server's log tells what it does; a person at a terminal wants to hear of trouble only.
+    log(if let Command::Server(args) = &cli.command { args.log_filter() } else { "warn" });
     let print = Printer { json: cli.json };
     let context = Context_ { server: with_port(&cli.server), print, ask_back: cli.mode.as_deref() != Some("script") && !cli.json };
     let result = match cli.command {

@@ -1,21 +1,26 @@
-//! `brickraft server`: etcd's flag names.
+//! `brickraft server`: etcd's flags, and a few of our own. `etcd` (see `etcd.rs`) takes the same.
 
+use super::etcd_flags::Unused;
+use super::tls_flags::TlsArgs;
 use crate::node::config::{AutoCompaction, DEFAULT_TOKEN, initial_cluster, url_address};
+use crate::node::url::Url;
 use crate::node::{Ended, Node, ServerConfig};
 use anyhow::{Context, Result, bail};
+use brickraft_engine::member::MemberStatus;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Debug, Args)]
 pub(crate) struct ServerArgs {
     /// Human-readable name for this member
     #[arg(long, env = "ETCD_NAME", default_value = "default")]
-    name: String,
+    pub(super) name: String,
     /// Path to the data directory
     #[arg(long, env = "ETCD_DATA_DIR", default_value = "/var/lib/brickraft")]
-    data_dir: PathBuf,
+    pub(super) data_dir: PathBuf,
     /// Comma-separated URLs to listen on for client traffic
     #[arg(long, env = "ETCD_LISTEN_CLIENT_URLS", default_value = "http://0.0.0.0:2379")]
     listen_client_urls: String,
@@ -25,12 +30,15 @@ pub(crate) struct ServerArgs {
     /// Comma-separated URLs to listen on for peer traffic
     #[arg(long, env = "ETCD_LISTEN_PEER_URLS", default_value = "http://0.0.0.0:2380")]
     listen_peer_urls: String,
+    /// Comma-separated URLs to listen on for /metrics and the health pages alone
+    #[arg(long, env = "ETCD_LISTEN_METRICS_URLS", default_value = "")]
+    listen_metrics_urls: String,
     /// Comma-separated peer URLs to advertise to the rest of the cluster
     #[arg(long, env = "ETCD_INITIAL_ADVERTISE_PEER_URLS", default_value = "")]
-    initial_advertise_peer_urls: String,
+    pub(super) initial_advertise_peer_urls: String,
     /// Members of a new cluster: name=url,name=url; without it, a cluster of one that others probe or that probes others
     #[arg(long, env = "ETCD_INITIAL_CLUSTER", default_value = "")]
-    initial_cluster: String,
+    pub(super) initial_cluster: String,
     /// "new" or "existing"
     #[arg(long, env = "ETCD_INITIAL_CLUSTER_STATE", default_value = "new", value_parser = ["new", "existing"])]
     initial_cluster_state: String,
@@ -48,7 +56,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "BRICKRAFT_LEASE_READS")]
     lease_reads: bool,
     /// Become a cluster of one with all that this member knows, when the others are lost for good
-    #[arg(long, env = "ETCD_FORCE_NEW_CLUSTER", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    #[arg(long, env = "ETCD_FORCE_NEW_CLUSTER", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     force_new_cluster: bool,
     /// Raise NOSPACE and refuse writes when the store uses more than so many bytes; 0: no limit
     #[arg(long, env = "ETCD_QUOTA_BACKEND_BYTES", default_value_t = 0, allow_negative_numbers = true)]
@@ -65,44 +73,56 @@ pub(crate) struct ServerArgs {
     /// How much history is kept: hours or a duration (periodic), or a number (revision); 0: all
     #[arg(long, env = "ETCD_AUTO_COMPACTION_RETENTION", default_value = "0")]
     auto_compaction_retention: String,
-    /// Taken for etcd's sake: checkpoints go by bytes and time
-    #[arg(long, env = "ETCD_SNAPSHOT_COUNT", default_value_t = 100_000)]
-    snapshot_count: u64,
-    /// Taken for etcd's sake: no snapshot files are kept
-    #[arg(long, env = "ETCD_MAX_SNAPSHOTS", default_value_t = 5)]
-    max_snapshots: u64,
-    /// Taken for etcd's sake: log segments go when nothing in them is needed
-    #[arg(long, env = "ETCD_MAX_WALS", default_value_t = 5)]
-    max_wals: u64,
+    /// What is logged: debug, info, warn, error, panic or fatal; the variable BRICKRAFT_LOG says it in more detail
+    #[arg(long, env = "ETCD_LOG_LEVEL", default_value = "info", value_parser = ["debug", "info", "warn", "error", "panic", "fatal"])]
+    log_level: String,
+    /// Serve the JSON gateway under /v3/
+    #[arg(
+        long, env = "ETCD_ENABLE_GRPC_GATEWAY", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_value = "true", default_missing_value = "true", value_parser = BoolishValueParser::new()
+    )]
+    enable_grpc_gateway: bool,
     /// HOST:PORT for bricks, mounts and management
     #[arg(long, env = "BRICKRAFT_LISTEN_BRICK_ADDR", default_value = "0.0.0.0:24007")]
     listen_brick_addr: String,
+    /// Started as `etcd`: a member of the coordination store and nothing else.
+    #[arg(skip)]
+    pub(super) store_only: bool,
+    #[command(flatten)]
+    tls: TlsArgs,
+    // Last: what stands above is not "unused".
+    #[command(flatten)]
+    unused: Unused,
 }
+
+/// A start waits so long for its URLs to be known.
+const INTRODUCTION: Duration = Duration::from_secs(5);
 
 fn urls(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|u| !u.is_empty()).map(str::to_owned).collect()
 }
 
-fn addresses(flag: &str, text: &str) -> Result<Vec<String>> {
-    urls(text).iter().map(|u| url_address(u)).collect::<Result<_>>().with_context(|| flag.to_owned())
+fn listen(flag: &str, text: &str) -> Result<Vec<Url>> {
+    urls(text).iter().map(|u| u.parse()).collect::<Result<_>>().with_context(|| flag.to_owned())
 }
 
 impl ServerArgs {
     fn config(&self) -> Result<ServerConfig> {
-        for (flag, text) in
-            [("--advertise-client-urls", &self.advertise_client_urls), ("--initial-advertise-peer-urls", &self.initial_advertise_peer_urls)]
-        {
-            addresses(flag, text)?;
+        self.unused.check()?;
+        for url in urls(&self.initial_advertise_peer_urls) {
+            url_address(&url).context("--initial-advertise-peer-urls")?;
         }
+        listen("--advertise-client-urls", &self.advertise_client_urls)?;
         if !crate::management::with_port(&self.listen_brick_addr).eq(&self.listen_brick_addr) {
             bail!("--listen-brick-addr: {} is not HOST:PORT", self.listen_brick_addr);
         }
         Ok(ServerConfig {
             name: self.name.clone(),
             data_dir: self.data_dir.clone(),
-            listen_client: addresses("--listen-client-urls", &self.listen_client_urls)?,
+            listen_client: listen("--listen-client-urls", &self.listen_client_urls)?,
             advertise_client_urls: urls(&self.advertise_client_urls),
-            listen_peer: addresses("--listen-peer-urls", &self.listen_peer_urls)?,
+            listen_peer: listen("--listen-peer-urls", &self.listen_peer_urls)?,
+            listen_metrics: listen("--listen-metrics-urls", &self.listen_metrics_urls)?,
             advertise_peer_urls: urls(&self.initial_advertise_peer_urls),
             initial_cluster: initial_cluster(&self.initial_cluster)?,
             join_existing: self.initial_cluster_state == "existing",
@@ -110,37 +130,61 @@ impl ServerArgs {
             heartbeat: Duration::from_millis(self.heartbeat_interval),
             election_timeout: Duration::from_millis(self.election_timeout),
             lease_reads: self.lease_reads,
-            listen_brick: self.listen_brick_addr.clone(),
+            listen_brick: (!self.store_only).then(|| self.listen_brick_addr.clone()),
             force_new_cluster: self.force_new_cluster,
             quota_bytes: u64::try_from(self.quota_backend_bytes).unwrap_or(0),
-            request_bytes_max: self.max_request_bytes,
-            txn_ops_max: self.max_txn_ops,
             auto_compaction: AutoCompaction::parse(&self.auto_compaction_mode, &self.auto_compaction_retention)?,
             host: None,
+            client_tls: self.tls.client(),
+            peer_tls: self.tls.peer(),
+            tls_policy: self.tls.policy(),
+            self_signed_years: self.tls.validity_years(),
+            gateway: self.enable_grpc_gateway,
+            txn_ops_max: self.max_txn_ops,
+            request_bytes_max: self.max_request_bytes,
         })
+    }
+
+    /// The log's level in tracing's words.
+    pub(super) fn log_filter(&self) -> &str {
+        match self.log_level.as_str() {
+            "panic" | "fatal" => "error",
+            level => level,
+        }
     }
 }
 
 pub(crate) fn run(args: &ServerArgs) -> Result<()> {
     let config = args.config()?;
+    for (flag, why) in args.unused.given() {
+        tracing::warn!("--{flag} has no effect: {why}");
+    }
     let signals = crate::signals::Stop::install()?;
     let node = Node::start(&config)?;
     let status = node.member().last_status();
     tracing::info!(name = %config.name, member = format_args!("{:016x}", status.id.0), cluster = format_args!("{:016x}", status.cluster_id), "serving");
-    println!(
-        "ready: member {:016x} of cluster {:016x}, clients {}, bricks {}",
-        status.id.0,
-        status.cluster_id,
-        config.listen_client.join(","),
-        config.listen_brick
-    );
+    let clients = config.listen_client.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    if let Some(bricks) = &config.listen_brick {
+        println!("ready: member {:016x} of cluster {:016x}, clients {clients}, bricks {bricks}", status.id.0, status.cluster_id);
+    }
+    let started = Instant::now();
+    let mut told = false;
     loop {
         if signals.wanted() {
             tracing::info!("told to stop");
             node.stop();
             return Ok(());
         }
-        match node.wait(Duration::from_millis(100)) {
+        if !told && serves(&config, &node.member().last_status(), started) {
+            told = true;
+            tell_service_manager();
+            if config.listen_brick.is_none() {
+                // Scripts wait for these words of etcd's.
+                eprintln!("ready to serve client requests: {clients}");
+            }
+        }
+        let pause = if told || started.elapsed() > Duration::from_secs(30) { 100 } else { 10 };
+        match node.wait(Duration::from_millis(pause)) {
             None => {}
             Some(Ended::Restart) => {
                 node.stop();
@@ -152,9 +196,36 @@ pub(crate) fn run(args: &ServerArgs) -> Result<()> {
     }
 }
 
+/// Whether clients can be told to come: somebody leads, and (within a bound) the others know this member's client URLs, as
+/// whoever asks etcd for its members right after its start finds them.
+fn serves(config: &ServerConfig, status: &MemberStatus, started: Instant) -> bool {
+    let told = status.membership.info(status.id).is_some_and(|info| !info.client_urls.is_empty());
+    let nothing_to_tell = config.advertise_client_urls.is_empty() && config.listen_client.iter().all(Url::is_wildcard);
+    status.leader.is_some() && (told || nothing_to_tell || started.elapsed() > INTRODUCTION)
+}
+
+/// systemd's `Type=notify`, as etcd has it: the variable names a datagram socket, `@` standing for an abstract one.
+fn tell_service_manager() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Ok(name) = std::env::var("NOTIFY_SOCKET") else { return };
+    let address = match name.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&name),
+    };
+    let sent = address.and_then(|a| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &a));
+    if let Err(e) = sent {
+        tracing::warn!(%e, "tell the service manager (NOTIFY_SOCKET={name})");
+    }
+}
+
 /// The same process anew: with the same flags, as the member that it was told to become.
 fn restart() -> Result<()> {
     let program = std::env::current_exe().context("find this program's file")?;
-    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
-    Err(error).context("start anew")
+    let mut args = std::env::args_os();
+    let mut command = std::process::Command::new(program);
+    if let Some(name) = args.next() {
+        command.arg0(name);
+    }
+    Err(command.args(args).exec()).context("start anew")
 }

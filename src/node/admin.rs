@@ -2,7 +2,8 @@
 
 use super::bricks::{Bricks, on_root_file_system};
 use super::cluster::Cluster;
-use super::config::{ServerConfig, is_wildcard, port_of, url_address};
+use super::config::{ServerConfig, port_of, url_address};
+use super::url::Url;
 use super::join::{self, JoinFile};
 use crate::management::{Ask, RunningBrick, Whoami, ask_async};
 use crate::records::ClusterView;
@@ -83,7 +84,7 @@ impl Admin {
             Ask::BrickRelease { volume, brick, path } => brick_release(&volume, brick, &path).await,
             Ask::BrickAdmin { brick, request } => value(self.bricks.admin(brick, request).await.context("the brick does not run here")?),
             Ask::BrickStatus => {
-                let port = port_of(&self.config.listen_brick);
+                let port = self.config.listen_brick.as_deref().map_or(0, port_of);
                 let bricks = self.bricks.status().into_iter().map(|(id, state)| RunningBrick {
                     id,
                     incarnation: *state.as_ref().unwrap_or(&0),
@@ -112,7 +113,7 @@ impl Admin {
         let store = self.cluster.member().store();
         let view = self.cluster.view();
         let empty = view.volumes.is_empty() && store.revision(Keyspace::User).0 <= 1 && members.ids().count() <= 1;
-        let first = |addresses: &[String]| addresses.first().map_or(0, |a| port_of(a));
+        let first = |urls: &[Url]| urls.first().map_or(0, Url::port);
         Ok(Whoami {
             member_id: self.node,
             cluster_id: self.cluster_id,
@@ -143,11 +144,11 @@ impl Admin {
 }
 
 /// The URLs that others can use: those told, else those listened on unless they name no one address.
-fn reachable_urls(told: &[String], listened: &[String]) -> Vec<String> {
+fn reachable_urls(told: &[String], listened: &[Url]) -> Vec<String> {
     if !told.is_empty() {
         return told.to_vec();
     }
-    listened.iter().filter(|a| !is_wildcard(a)).map(|a| format!("http://{a}")).collect()
+    listened.iter().filter(|u| !u.scheme.is_unix() && !u.is_wildcard()).map(ToString::to_string).collect()
 }
 
 /// The host of the first URL, for messages and for brick addresses.

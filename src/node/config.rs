@@ -1,8 +1,11 @@
 //! What a server is told at its start: etcd's flags, and a few of our own.
 
+use super::tls::TlsFiles;
+use super::url::Url;
 use crate::management::BRICK_PORT;
 use anyhow::{Context, Result, bail, ensure};
 use brickraft_engine::member::identity::InitialMember;
+use brickraft_net::tls::Policy;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -76,7 +79,7 @@ pub fn go_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
 }
 
-/// See the module's text. Addresses are `host:port`, without a scheme.
+/// See the module's text.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// `--name`.
@@ -84,11 +87,13 @@ pub struct ServerConfig {
     /// `--data-dir`.
     pub data_dir: PathBuf,
     /// `--listen-client-urls`.
-    pub listen_client: Vec<String>,
+    pub listen_client: Vec<Url>,
+    /// `--listen-metrics-urls`: `/metrics` and the health pages, and nothing else.
+    pub listen_metrics: Vec<Url>,
     /// `--advertise-client-urls`, as URLs; empty: by what others see.
     pub advertise_client_urls: Vec<String>,
     /// `--listen-peer-urls`.
-    pub listen_peer: Vec<String>,
+    pub listen_peer: Vec<Url>,
     /// `--initial-advertise-peer-urls`, as URLs; empty: by what others see.
     pub advertise_peer_urls: Vec<String>,
     /// `--initial-cluster`; empty: a cluster of one.
@@ -103,20 +108,30 @@ pub struct ServerConfig {
     pub election_timeout: Duration,
     /// Linearizable reads may be answered from the leader's lease.
     pub lease_reads: bool,
-    /// `--listen-brick-addr`.
-    pub listen_brick: String,
+    /// `--listen-brick-addr`; `None`: a member of the coordination store and nothing else.
+    pub listen_brick: Option<String>,
     /// `--force-new-cluster`.
     pub force_new_cluster: bool,
     /// `--quota-backend-bytes`; 0: no limit.
     pub quota_bytes: u64,
-    /// `--max-request-bytes`.
-    pub request_bytes_max: usize,
-    /// `--max-txn-ops`.
-    pub txn_ops_max: usize,
     /// `--auto-compaction-mode` and `--auto-compaction-retention`.
     pub auto_compaction: AutoCompaction,
     /// The name by which other servers call this one, where it is known.
     pub host: Option<String>,
+    /// `--cert-file` and its family.
+    pub client_tls: TlsFiles,
+    /// `--peer-cert-file` and its family.
+    pub peer_tls: TlsFiles,
+    /// `--tls-min-version`, `--tls-max-version`, `--cipher-suites`.
+    pub tls_policy: Policy,
+    /// `--self-signed-cert-validity`, in years.
+    pub self_signed_years: u32,
+    /// `--enable-grpc-gateway`.
+    pub gateway: bool,
+    /// `--max-txn-ops`.
+    pub txn_ops_max: usize,
+    /// `--max-request-bytes`.
+    pub request_bytes_max: usize,
 }
 
 impl Default for ServerConfig {
@@ -124,9 +139,10 @@ impl Default for ServerConfig {
         Self {
             name: "default".into(),
             data_dir: "/var/lib/brickraft".into(),
-            listen_client: vec!["0.0.0.0:2379".into()],
+            listen_client: vec![Url::http("0.0.0.0:2379")],
+            listen_metrics: Vec::new(),
             advertise_client_urls: Vec::new(),
-            listen_peer: vec!["0.0.0.0:2380".into()],
+            listen_peer: vec![Url::http("0.0.0.0:2380")],
             advertise_peer_urls: Vec::new(),
             initial_cluster: Vec::new(),
             join_existing: false,
@@ -134,13 +150,18 @@ impl Default for ServerConfig {
             heartbeat: Duration::from_millis(100),
             election_timeout: Duration::from_millis(1000),
             lease_reads: false,
-            listen_brick: format!("0.0.0.0:{BRICK_PORT}"),
+            listen_brick: Some(format!("0.0.0.0:{BRICK_PORT}")),
             force_new_cluster: false,
             quota_bytes: 0,
-            request_bytes_max: REQUEST_BYTES_MAX,
-            txn_ops_max: TXN_OPS_MAX,
             auto_compaction: AutoCompaction::Off,
             host: None,
+            client_tls: TlsFiles::default(),
+            peer_tls: TlsFiles::default(),
+            tls_policy: Policy::default(),
+            self_signed_years: 1,
+            gateway: true,
+            txn_ops_max: TXN_OPS_MAX,
+            request_bytes_max: REQUEST_BYTES_MAX,
         }
     }
 }
@@ -169,6 +190,9 @@ impl ServerConfig {
             !self.listen_client.is_empty() && !self.listen_peer.is_empty(),
             "--listen-client-urls and --listen-peer-urls must not be empty"
         );
+        for url in &self.listen_peer {
+            ensure!(!url.scheme.is_unix(), "--listen-peer-urls: {url}: Unix sockets between members are not supported");
+        }
         ensure!(
             (1..=REQUEST_BYTES_LIMIT).contains(&self.request_bytes_max),
             "--max-request-bytes={} must be at least 1 and at most {REQUEST_BYTES_LIMIT}",
@@ -195,21 +219,14 @@ impl ServerConfig {
     }
 }
 
-/// `host:port` of an etcd URL.
+/// `host:port` of a URL that names a host.
 ///
 /// # Errors
-/// A scheme that is not supported, or no port.
+/// A Unix socket, an unknown scheme, or no port.
 pub fn url_address(url: &str) -> Result<String> {
-    let rest = match url.split_once("://") {
-        Some(("http", rest)) => rest,
-        Some((scheme @ ("https" | "unix" | "unixs"), _)) => bail!("{url}: scheme {scheme}:// is not supported yet"),
-        Some((scheme, _)) => bail!("{url}: unknown scheme {scheme}://"),
-        None => bail!("{url}: URL scheme must be http, https, unix, or unixs"),
-    };
-    let rest = rest.trim_end_matches('/');
-    let port = rest.rsplit_once(':').and_then(|(_, p)| p.parse::<u16>().ok());
-    ensure!(port.is_some(), "{url}: URL address does not have the form \"host:port\"");
-    Ok(rest.to_owned())
+    let parsed: Url = url.parse()?;
+    ensure!(!parsed.scheme.is_unix(), "{url}: a Unix socket is nothing that other hosts can reach");
+    Ok(parsed.address)
 }
 
 /// The port of `host:port`.
@@ -249,7 +266,7 @@ mod tests {
     fn urls_give_addresses() {
         assert_eq!(url_address("http://10.0.0.1:2379").expect("plain"), "10.0.0.1:2379");
         assert_eq!(url_address("http://localhost:2379/").expect("slash"), "localhost:2379");
-        for bad in ["10.0.0.1:2379", "http://host", "https://a:1", "ftp://a:1", "http://a:99999"] {
+        for bad in ["10.0.0.1:2379", "http://host", "unix://a", "ftp://a:1", "http://a:99999"] {
             assert!(url_address(bad).is_err(), "{bad}");
         }
     }

@@ -2,10 +2,11 @@
 //! in `join.json`, drops its own empty cluster and starts anew. A server that is started with
 //! `--initial-cluster-state existing` asks for the same by itself.
 
-use super::config::{ServerConfig, url_address};
+use super::config::ServerConfig;
+use super::member::peer_address;
 use crate::management::JoinRequest;
 use anyhow::{Context, Result, bail};
-use brickraft_net::peers::{self, MembersAnswer};
+use brickraft_net::peers::{self, MembersAnswer, PeerTls};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -30,19 +31,19 @@ const FIND: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// When no member answers in time, or none knows of this one.
-pub async fn find_self(config: &ServerConfig) -> Result<JoinRequest> {
+pub async fn find_self(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<JoinRequest> {
     let me = config.initial_cluster.iter().find(|m| m.name == config.name);
     let own = me.map(|m| m.peer_urls.clone()).context("--initial-cluster does not name this member")?;
     let others = config.initial_cluster.iter().filter(|m| m.name != config.name);
-    let addresses: Vec<String> = others.flat_map(|m| &m.peer_urls).filter_map(|u| url_address(u).ok()).collect();
+    let addresses: Vec<_> = others.flat_map(|m| &m.peer_urls).filter_map(|u| peer_address(std::slice::from_ref(u))).collect();
     let started = Instant::now();
     loop {
         let mut known = None;
         for address in &addresses {
-            match peers::ask_members(address).await {
+            match peers::ask_members(address, tls).await {
                 Ok(answer) => known = Some(answer),
                 Err(e) => {
-                    tracing::debug!(%address, %e, "ask for the membership");
+                    tracing::debug!(address = %address.address, %e, "ask for the membership");
                     continue;
                 }
             }
@@ -55,7 +56,10 @@ pub async fn find_self(config: &ServerConfig) -> Result<JoinRequest> {
             continue;
         }
         match known {
-            None => bail!("cannot fetch cluster info from peer urls: nobody answers at {}", addresses.join(", ")),
+            None => bail!(
+                "cannot fetch cluster info from peer urls: nobody answers at {}",
+                addresses.iter().map(|a| a.address.as_str()).collect::<Vec<_>>().join(", ")
+            ),
             Some(answer) => {
                 let urls: Vec<_> = answer.membership.ids().filter_map(|id| answer.membership.info(id)).flat_map(|i| &i.peer_urls).collect();
                 bail!(

@@ -31,9 +31,10 @@ pub async fn run(config: ServerConfig, node: NodeId, cluster: Cluster, bricks: R
 /// Writes this server's own record, unless the probing server has.
 async fn register(config: ServerConfig, node: NodeId, cluster: Cluster) {
     let told = config.advertise_peer_urls.first().and_then(|u| host_of_url(u));
-    let listened = config.listen_brick.rsplit_once(':').map_or_else(String::new, |(h, _)| h.to_owned());
+    let listen_brick = config.listen_brick.as_deref().unwrap_or_default();
+    let listened = listen_brick.rsplit_once(':').map_or_else(String::new, |(h, _)| h.to_owned());
     let host = config.host.clone().or(told).unwrap_or(listened);
-    let record = NodeRecord { id: node, address: format!("{host}:{}", port_of(&config.listen_brick)), host };
+    let record = NodeRecord { id: node, address: format!("{host}:{}", port_of(listen_brick)), host };
     loop {
         // A server that was probed is not a member until it has caught up.
         if cluster.member().last_status().membership.contains(node)

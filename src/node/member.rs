@@ -1,24 +1,27 @@
 //! The thread that runs this server's member of the coordination store: consensus, log, store, and the sockets of
 //! peers and etcd clients, so that a request never changes threads.
 
-use super::config::{ServerConfig, is_wildcard, url_address};
+use super::config::ServerConfig;
 use super::join::{self, JoinFile};
 use super::removal;
-use anyhow::{Context, Result, anyhow, ensure};
+use super::url::Url;
+use anyhow::{Context, Result, anyhow};
 use brickraft_engine::io::disk::DiskIo;
 use brickraft_engine::kv::Store;
 use brickraft_engine::kv::types::Command;
 use brickraft_engine::member::identity::{Identity, InitialMember, bootstrap, member_id};
+use brickraft_engine::member::stats::SharedStats;
 use brickraft_engine::member::{Clock, MemberConfig, MemberCore, MemberHandle, MemberStatus, Start, driver};
 use brickraft_engine::raft::{Membership, Role};
 use brickraft_engine::types::NodeId;
-use brickraft_net::etcd::{Limits, Settings};
-use brickraft_net::peers::{self, Addresses};
+use brickraft_net::etcd::{Limits, Metrics, Port, Settings};
+use brickraft_net::peers::{self, Addresses, PeerAddress, PeerPort, PeerTls};
+use brickraft_net::stream::Listener;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
@@ -73,11 +76,13 @@ async fn open(
     started: &SyncSender<Result<Started>>,
 ) -> Result<(impl Future<Output = Result<()>>, MemberHandle)> {
     removal::check(&config.data_dir)?;
-    let plan = plan(config).await?;
+    let peer_tls = config.peer_tls.for_peers(&config.listen_peer, &config.data_dir, config.self_signed_years, &config.tls_policy)?;
+    let plan = plan(config, peer_tls.as_ref()).await?;
     let id = plan.identity.member_id;
     let cluster_id = plan.identity.cluster_id;
     let dir = join::member_dir(&config.data_dir);
-    let (peer_listener, client_listeners) = bind(config).await?;
+    let (peer_ports, client_ports) = bind(config).await?;
+    let stats = SharedStats::default();
     let store = Store::open(&dir.join("kv.redb"), CACHE_BYTES).map_err(|e| anyhow!("{e}"))?;
     let store = Arc::new(store);
     let io = DiskIo::open(&dir.join("log")).with_context(|| format!("open the log's directory {}", dir.join("log").display()))?;
@@ -90,19 +95,21 @@ async fn open(
         spool_dir: Some(dir.clone()),
         request_bytes_max: config.request_bytes_max,
         force_new_cluster: config.force_new_cluster,
+        stats: stats.clone(),
         ..MemberConfig::default()
     };
     let core = MemberCore::open(member_config, plan.start, io, store.clone(), clock.now(), rand::random())?;
     let (handle, inbox) = MemberHandle::new(store, core.status(), clock);
     let (addresses, addresses_rx) = watch::channel(plan.addresses);
-    let transport = peers::start(cluster_id, id, peer_listener, addresses_rx, handle.status_watch());
+    let transport = peers::start(cluster_id, id, peer_ports, peer_tls.clone(), addresses_rx, handle.status_watch());
     spawn_local(follow_membership(handle.clone(), addresses));
     spawn_local(introduce(handle.clone(), config.clone()));
     spawn_local(super::compactor::run(handle.clone(), config.auto_compaction));
     let (closing, closed) = watch::channel(false);
-    for listener in client_listeners {
+    let settings = settings(config, stats);
+    for port in client_ports {
         let mut closed = closed.clone();
-        let serve = brickraft_net::etcd::serve_with(listener, handle.clone(), settings(config), async move {
+        let serve = brickraft_net::etcd::serve_with(port, handle.clone(), settings.clone(), async move {
             let _ = closed.wait_for(|&c| c).await;
         });
         spawn_local(async move {
@@ -112,7 +119,7 @@ async fn open(
         });
     }
     let _ = started.send(Ok(Started { handle: handle.clone(), id, cluster_id }));
-    let removed = removal::watch(handle.clone(), config.data_dir.clone());
+    let removed = removal::watch(handle.clone(), config.data_dir.clone(), peer_tls);
     let run = async move {
         let result = tokio::select! {
             result = driver::run(core, inbox, transport) => result.map_err(Into::into),
@@ -124,14 +131,21 @@ async fn open(
     Ok((run, handle))
 }
 
-/// How the client port behaves.
-fn settings(config: &ServerConfig) -> Settings {
-    let limits = Limits { txn_ops_max: config.txn_ops_max, request_bytes_max: config.request_bytes_max };
-    Settings { limits, quota_bytes: config.quota_bytes, no_leader_grace: 3 * config.election_timeout, ..Settings::default() }
+/// How the client ports behave.
+fn settings(config: &ServerConfig, stats: SharedStats) -> Settings {
+    Settings {
+        limits: Limits { txn_ops_max: config.txn_ops_max, request_bytes_max: config.request_bytes_max },
+        quota_bytes: config.quota_bytes,
+        no_leader_grace: 3 * config.election_timeout,
+        gateway: config.gateway,
+        client_cert_auth: config.client_tls.cert_auth,
+        metrics: Arc::new(Metrics::new(stats, super::process::metrics)),
+        ..Settings::default()
+    }
 }
 
 /// From what lies in the data directory, then from the flags.
-async fn plan(config: &ServerConfig) -> Result<Plan> {
+async fn plan(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<Plan> {
     let dir = join::member_dir(&config.data_dir);
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     if let Some(file) = join::read(&config.data_dir)? {
@@ -141,7 +155,7 @@ async fn plan(config: &ServerConfig) -> Result<Plan> {
         return returning(config, identity);
     }
     if config.join_existing {
-        let file = JoinFile { request: join::find_self(config).await? };
+        let file = JoinFile { request: join::find_self(config, tls).await? };
         join::write(&config.data_dir, &file)?;
         return joined(config, &file);
     }
@@ -202,7 +216,7 @@ fn joined(config: &ServerConfig, file: &JoinFile) -> Result<Plan> {
     }
     let mut known: Addresses = Addresses::new();
     for (id, urls) in &request.members {
-        if let Some(address) = urls.iter().find_map(|u| url_address(u).ok()) {
+        if let Some(address) = peer_address(urls) {
             known.insert(*id, address);
         }
     }
@@ -211,7 +225,7 @@ fn joined(config: &ServerConfig, file: &JoinFile) -> Result<Plan> {
 
 fn lone(config: &ServerConfig) -> InitialMember {
     let peer_urls = if config.advertise_peer_urls.is_empty() {
-        config.listen_peer.iter().map(|a| format!("http://{a}")).collect()
+        config.listen_peer.iter().map(ToString::to_string).collect()
     } else {
         config.advertise_peer_urls.clone()
     };
@@ -222,19 +236,53 @@ fn info(config: &ServerConfig, member: &InitialMember) -> brickraft_engine::raft
     brickraft_engine::raft::MemberInfo { name: config.name.clone(), peer_urls: member.peer_urls.clone(), client_urls: Vec::new() }
 }
 
-fn addresses(membership: &Membership) -> Addresses {
-    membership.ids().filter_map(|id| membership.info(id)?.peer_urls.iter().find_map(|u| url_address(u).ok()).map(|a| (id, a))).collect()
+/// The first URL that a member can be reached by.
+pub(super) fn peer_address(urls: &[String]) -> Option<PeerAddress> {
+    let usable = urls.iter().filter_map(|u| u.parse::<Url>().ok()).find(|u| !u.scheme.is_unix())?;
+    Some(PeerAddress { tls: usable.scheme.is_tls(), address: usable.address })
 }
 
-async fn bind(config: &ServerConfig) -> Result<(TcpListener, Vec<TcpListener>)> {
-    ensure!(config.listen_peer.len() == 1, "several --listen-peer-urls are not supported yet; 0.0.0.0 listens on all addresses");
-    let peer = &config.listen_peer[0];
-    let peer = TcpListener::bind(peer).await.with_context(|| format!("listen on {peer} for peers (--listen-peer-urls)"))?;
-    let mut clients = Vec::new();
-    for address in &config.listen_client {
-        clients.push(TcpListener::bind(address).await.with_context(|| format!("listen on {address} for clients (--listen-client-urls)"))?);
+fn addresses(membership: &Membership) -> Addresses {
+    membership.ids().filter_map(|id| peer_address(&membership.info(id)?.peer_urls).map(|a| (id, a))).collect()
+}
+
+async fn bind(config: &ServerConfig) -> Result<(Vec<PeerPort>, Vec<Port>)> {
+    let urls: Vec<Url> = config.listen_client.iter().chain(&config.listen_metrics).cloned().collect();
+    let tls = config.client_tls.for_clients(&urls, &config.data_dir, config.self_signed_years, &config.tls_policy)?;
+    let mut peers = Vec::new();
+    for url in &config.listen_peer {
+        let listener = bind_tcp(&url.address).await.with_context(|| format!("listen on {url} for peers (--listen-peer-urls)"))?;
+        peers.push(PeerPort { listener, tls: url.scheme.is_tls() });
     }
-    Ok((peer, clients))
+    let mut clients = Vec::new();
+    for (urls, flag, pages_only) in
+        [(&config.listen_client, "--listen-client-urls", false), (&config.listen_metrics, "--listen-metrics-urls", true)]
+    {
+        for url in urls {
+            let listener = bind_url(url).await.with_context(|| format!("listen on {url} for clients ({flag})"))?;
+            clients.push(Port { listener, tls: tls.clone().filter(|_| url.scheme.is_tls()), pages_only });
+        }
+    }
+    Ok((peers, clients))
+}
+
+/// A host name may have several addresses; as etcd does, an IPv4 one is taken where there is one.
+async fn bind_tcp(address: &str) -> Result<TcpListener> {
+    let mut found: Vec<_> = tokio::net::lookup_host(address).await.with_context(|| format!("look up {address}"))?.collect();
+    found.sort_by_key(std::net::SocketAddr::is_ipv6);
+    let first = *found.first().with_context(|| format!("{address} has no address"))?;
+    Ok(TcpListener::bind(first).await?)
+}
+
+async fn bind_url(url: &Url) -> Result<Listener> {
+    if !url.scheme.is_unix() {
+        return Ok(bind_tcp(&url.address).await?.into());
+    }
+    // A socket that an earlier process left behind; one that somebody listens on stays.
+    if UnixStream::connect(&url.address).await.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+        std::fs::remove_file(&url.address).with_context(|| format!("remove the old socket {}", url.address))?;
+    }
+    Ok(UnixListener::bind(&url.address)?.into())
 }
 
 /// Keeps the transport's addresses in step with the membership.
@@ -259,7 +307,7 @@ async fn follow_membership(handle: MemberHandle, addresses_tx: watch::Sender<Add
 async fn introduce(handle: MemberHandle, config: ServerConfig) {
     let told = |status: &MemberStatus| status.membership.info(status.id).cloned();
     let client_urls = if config.advertise_client_urls.is_empty() {
-        config.listen_client.iter().filter(|a| !is_wildcard(a)).map(|a| format!("http://{a}")).collect()
+        config.listen_client.iter().filter(|u| !u.is_wildcard()).map(ToString::to_string).collect()
     } else {
         config.advertise_client_urls.clone()
     };

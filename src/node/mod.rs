@@ -10,8 +10,11 @@ mod join;
 pub mod keeper;
 mod member;
 mod peers;
+mod process;
 mod removal;
 pub mod restore;
+pub mod tls;
+pub mod url;
 mod volumes;
 
 pub use config::ServerConfig;
@@ -82,21 +85,35 @@ impl Node {
         })?);
         let started = rx.recv().unwrap_or_else(|_| Err(anyhow!("the member's thread ended")))?;
 
-        let (tx, rx) = mpsc::sync_channel(1);
-        let (brick_config, member) = (config.clone(), started.clone());
-        threads.push(spawn(&config.name, "bricks", move || {
-            if let Err(e) = run_bricks(&brick_config, member, &tx, stop_bricks_rx, &ended_tx) {
-                let text = format!("{e:#}");
-                let _ = tx.send(Err(e));
-                let _ = ended_tx.send(Ended::Failed(text));
-            }
-        })?);
         let mut node = Self { started, stop_bricks, stop_member, ended, threads, _lock: lock };
-        if let Err(e) = rx.recv().unwrap_or_else(|_| Err(anyhow!("the bricks' thread ended"))) {
-            node.halt();
-            return Err(e);
+        if let Some(address) = config.listen_brick.clone() {
+            node.start_bricks(config, address, stop_bricks_rx, ended_tx)?;
         }
         Ok(node)
+    }
+
+    fn start_bricks(
+        &mut self,
+        config: &ServerConfig,
+        address: String,
+        stop: watch::Receiver<bool>,
+        ended: mpsc::Sender<Ended>,
+    ) -> Result<()> {
+        let (tx, rx) = mpsc::sync_channel(1);
+        let (config, member) = (config.clone(), self.started.clone());
+        let name = config.name.clone();
+        self.threads.push(spawn(&name, "bricks", move || {
+            if let Err(e) = run_bricks(&config, &address, member, &tx, stop, &ended) {
+                let text = format!("{e:#}");
+                let _ = tx.send(Err(e));
+                let _ = ended.send(Ended::Failed(text));
+            }
+        })?);
+        let started = rx.recv().unwrap_or_else(|_| Err(anyhow!("the bricks' thread ended")));
+        if started.is_err() {
+            self.halt();
+        }
+        started
     }
 
     /// The member of the coordination store.
@@ -164,6 +181,7 @@ fn lock(data_dir: &Path) -> Result<File> {
 
 fn run_bricks(
     config: &ServerConfig,
+    address: &str,
     member: Started,
     started: &mpsc::SyncSender<Result<()>>,
     mut stop: watch::Receiver<bool>,
@@ -172,7 +190,6 @@ fn run_bricks(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the bricks' runtime")?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
-        let address = &config.listen_brick;
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("listen on {address} for bricks and management (--listen-brick-addr)"))?;

@@ -86,7 +86,7 @@ impl Admin {
             let record = NodeRecord {
                 id: self.node,
                 host: here.to_owned(),
-                address: format!("{here}:{}", super::config::port_of(&self.config.listen_brick)),
+                address: format!("{here}:{}", self.config.listen_brick.as_deref().map_or(0, super::config::port_of)),
             };
             self.cluster.commit(&[], vec![Change::put(node_key(self.node), &record)]).await?;
         }
@@ -94,7 +94,7 @@ impl Admin {
     }
 
     fn own_ports(&self) -> (u16, u16) {
-        let port = |a: &[String]| a.first().map_or(0, |a| super::config::port_of(a));
+        let port = |urls: &[super::url::Url]| urls.first().map_or(0, super::url::Url::port);
         (port(&self.config.listen_peer), port(&self.config.listen_client))
     }
 

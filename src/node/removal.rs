@@ -1,11 +1,11 @@
 //! What becomes of a member that is removed from its cluster: it says so and ends, and does not start again.
 
-use super::config::url_address;
 use super::join::member_dir;
+use super::member::peer_address;
 use anyhow::{Context, Result, bail};
 use brickraft_engine::member::{MemberHandle, MemberStatus};
 use brickraft_engine::types::Index;
-use brickraft_net::peers;
+use brickraft_net::peers::{self, PeerTls};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub fn check(data_dir: &Path) -> Result<()> {
 }
 
 /// Returns when this member has been removed, with what is to be said.
-pub async fn watch(member: MemberHandle, data_dir: PathBuf) -> anyhow::Error {
+pub async fn watch(member: MemberHandle, data_dir: PathBuf, tls: Option<PeerTls>) -> anyhow::Error {
     let mut status = member.status_watch();
     // A joiner may be sent a state from before it was added; only who was a member can have been removed.
     let mut member_at: Option<Index> = None;
@@ -60,7 +60,7 @@ pub async fn watch(member: MemberHandle, data_dir: PathBuf) -> anyhow::Error {
         leaderless = Duration::ZERO;
         let now = status.borrow().clone();
         if let Some(at) = member_at
-            && told_removed(&now, at).await
+            && told_removed(&now, at, tls.as_ref()).await
         {
             break;
         }
@@ -82,11 +82,11 @@ pub async fn watch(member: MemberHandle, data_dir: PathBuf) -> anyhow::Error {
 
 /// Whether another member has applied at least what this one has, and does not know this one any more: then it was
 /// removed, since what it belongs by has been applied there too.
-async fn told_removed(me: &MemberStatus, member_at: Index) -> bool {
+async fn told_removed(me: &MemberStatus, member_at: Index, tls: Option<&PeerTls>) -> bool {
     for id in me.membership.ids().filter(|id| *id != me.id) {
         let urls = me.membership.info(id).map(|i| i.peer_urls.clone()).unwrap_or_default();
-        let Some(address) = urls.iter().find_map(|u| url_address(u).ok()) else { continue };
-        let Ok(answer) = peers::ask_members(&address).await else { continue };
+        let Some(address) = peer_address(&urls) else { continue };
+        let Ok(answer) = peers::ask_members(&address, tls).await else { continue };
         if answer.cluster_id == me.cluster_id && answer.applied >= member_at && !answer.membership.contains(me.id) {
             return true;
         }

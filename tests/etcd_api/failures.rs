@@ -147,7 +147,7 @@ fn a_stopped_leader_hands_over_and_wrong_flags_are_refused() {
     refused(&["--data-dir", running.to_str().expect("plain path")], "another server uses this data directory");
     refused(&["--data-dir", dir, "--election-timeout", "300"], "should be at least as 5 times");
     refused(&["--data-dir", dir, "--listen-client-urls", "127.0.0.9:1"], "URL scheme must be");
-    refused(&["--data-dir", dir, "--listen-client-urls", "https://127.0.0.9:1"], "not supported yet");
+    refused(&["--data-dir", dir, "--listen-client-urls", "https://127.0.0.9:1"], "must be provided for https://127.0.0.9:1 with HTTPS scheme");
     refused(&["--data-dir", dir, "--initial-cluster", "other=http://127.0.0.9:2380"], "couldn't find local name");
     refused(&["--data-dir", dir, "--listen-peer-urls", &format!("http://{}:2380", HOSTS[(old + 1) % 3])], "Address already in use");
 }

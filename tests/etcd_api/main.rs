@@ -1,5 +1,6 @@
 //! etcd's own client against a three-member cluster, and what becomes of its data when members die.
 
+mod as_etcd;
 mod commands;
 mod failures;
 mod membership;

@@ -7,12 +7,18 @@
 //! neither frame nor header table changes its size. Nobody reads the authority. Connections without the defect are
 //! handed through untouched after their first header block.
 
+use super::Api;
+use super::metrics::Metrics;
+use super::peer_name::ClientCertName;
+use crate::stream::Stream;
+use crate::tls;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER_BYTES: usize = 9;
@@ -26,7 +32,11 @@ const AUTHORITY_INDEX: usize = 1;
 
 /// A client's connection.
 pub(super) struct ClientStream {
-    stream: TcpStream,
+    stream: Stream,
+    /// Whom its certificate names; nobody, where it is empty.
+    name: ClientCertName,
+    /// Where its bytes are counted.
+    metrics: Arc<Metrics>,
     /// `None` once there is nothing more to look for.
     filter: Option<Filter>,
     /// What was read and is not handed on yet: ready up to `ready`, the rest an incomplete header block.
@@ -220,8 +230,11 @@ fn mend_huffman(text: &mut [u8]) -> bool {
 }
 
 impl ClientStream {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, filter: Some(Filter::Preface), held: Vec::new(), ready: 0 }
+    pub(super) fn new(stream: Stream, api: &Api) -> Self {
+        let settings = api.settings();
+        let certificate = stream.peer_certificate().filter(|_| settings.client_cert_auth);
+        let name = ClientCertName(certificate.and_then(tls::common_name).unwrap_or_default());
+        Self { stream, name, metrics: settings.metrics.clone(), filter: Some(Filter::Preface), held: Vec::new(), ready: 0 }
     }
 
     /// Hands on what is ready; false when nothing is.
@@ -251,7 +264,10 @@ impl AsyncRead for ClientStream {
                 return Poll::Ready(Ok(()));
             }
             if this.filter.is_none() && this.held.is_empty() {
-                return Pin::new(&mut this.stream).poll_read(cx, out);
+                let before = out.filled().len();
+                ready!(Pin::new(&mut this.stream).poll_read(cx, out))?;
+                this.metrics.received_bytes.fetch_add((out.filled().len() - before) as u64, Ordering::Relaxed);
+                return Poll::Ready(Ok(()));
             }
             let mut chunk = [0; 4096];
             let mut buffer = ReadBuf::new(&mut chunk);
@@ -263,6 +279,7 @@ impl AsyncRead for ClientStream {
                 this.take_ready(out);
                 return Poll::Ready(Ok(()));
             }
+            this.metrics.received_bytes.fetch_add(buffer.filled().len() as u64, Ordering::Relaxed);
             this.held.extend_from_slice(buffer.filled());
             this.look();
         }
@@ -271,11 +288,15 @@ impl AsyncRead for ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.metrics.sent_bytes.fetch_add(sent as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(sent))
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let sent = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, slices))?;
+        self.metrics.sent_bytes.fetch_add(sent as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(sent))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -292,10 +313,11 @@ impl AsyncWrite for ClientStream {
 }
 
 impl Connected for ClientStream {
-    type ConnectInfo = TcpConnectInfo;
+    /// Put into the extensions of each request.
+    type ConnectInfo = ClientCertName;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
+        self.name.clone()
     }
 }
 

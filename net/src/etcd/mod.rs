@@ -12,11 +12,15 @@ mod cluster;
 mod concurrency;
 mod convert;
 mod election;
+mod front;
+mod gateway;
 mod health;
 mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+mod metrics;
+mod pages;
 pub mod pb;
 mod peer_name;
 mod serve;
@@ -27,14 +31,16 @@ mod watch;
 mod tests;
 
 pub use check::Limits;
+pub use metrics::Metrics;
 pub use peer_name::ClientCertName;
-pub use serve::{ServeError, serve, serve_with};
+pub use serve::{Port, ServeError, serve, serve_with};
 pub use status::ApiError;
 
 use brickraft_engine::kv::types::{Applied, Command, CommandResponse, Keyspace};
 use brickraft_engine::member::{MemberError, MemberHandle, MemberStatus};
 use brickraft_engine::types::Revision;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch::Receiver;
 use tonic::metadata::MetadataMap;
@@ -55,11 +61,38 @@ pub struct Settings {
     pub quota_bytes: u64,
     /// What is said to be the version.
     pub version: String,
+    /// Whether the JSON gateway is served (etcd `--enable-grpc-gateway`).
+    pub gateway: bool,
+    /// Whether a client's verified certificate says who it is (etcd `--client-cert-auth`).
+    pub client_cert_auth: bool,
+    /// Where all ports of a server count.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Settings {
+    /// The version without its patch level.
+    fn minor_version(&self) -> &str {
+        self.version.rsplit_once('.').map_or(self.version.as_str(), |(minor, _)| minor)
+    }
+
+    /// The cluster's version.
+    fn cluster_version(&self) -> String {
+        cluster_version(&self.version)
+    }
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { limits: Limits::default(), lease_ttl_s_min: 2, no_leader_grace: Duration::from_secs(3), quota_bytes: 0, version: ETCD_VERSION.to_owned() }
+        Self {
+            limits: Limits::default(),
+            lease_ttl_s_min: 2,
+            no_leader_grace: Duration::from_secs(3),
+            quota_bytes: 0,
+            version: ETCD_VERSION.to_owned(),
+            gateway: true,
+            client_cert_auth: false,
+            metrics: Arc::default(),
+        }
     }
 }
 
@@ -137,8 +170,20 @@ impl Api {
     async fn propose(&self, command: Command) -> Result<(CommandResponse, Revision), ApiError> {
         self.settings().limits.command(&command)?;
         self.check_quota(&command).await?;
-        let Applied { revision, result } = self.handle().propose(command).await?;
+        let metrics = &self.settings().metrics;
+        metrics.proposals_pending.fetch_add(1, Ordering::Relaxed);
+        let _pending = Pending(metrics);
+        let proposed = self.handle().propose(command).await;
+        if proposed.is_err() {
+            metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
+        }
+        let Applied { revision, result } = proposed?;
         Ok((result?, revision))
+    }
+
+    /// The kinds of alarms that are raised, by name.
+    fn alarms(&self) -> Vec<&'static str> {
+        self.handle().store().alarms().into_iter().map(|alarm| alarm.kind.name()).collect()
     }
 
     /// Returns with the reason when a stream must end: the server or the member stops, or, for a stream that asked for
@@ -165,5 +210,14 @@ impl Api {
                 return MemberError::NoLeader.into();
             }
         }
+    }
+}
+
+/// A proposal without an outcome; the client may go away before there is one.
+struct Pending<'a>(&'a Metrics);
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.proposals_pending.fetch_sub(1, Ordering::Relaxed);
     }
 }

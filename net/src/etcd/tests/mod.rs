@@ -2,6 +2,8 @@
 
 mod cluster;
 mod etcdctl;
+mod http;
+mod kubernetes;
 mod kv;
 mod lease;
 mod locks;
@@ -9,11 +11,12 @@ mod maintenance;
 mod watch;
 
 use super::pb::etcdserverpb::{self as pb, kv_client::KvClient, lease_client::LeaseClient};
-use super::{Settings, serve_with};
+use super::{Metrics, Settings, serve_with};
 use brickraft_engine::io::std_io::StdIo;
 use brickraft_engine::kv::Store;
 use brickraft_engine::member::driver::{self, Transport};
 use brickraft_engine::member::identity::{InitialMember, bootstrap};
+use brickraft_engine::member::stats::SharedStats;
 use brickraft_engine::member::{Clock, MemberConfig, MemberCore, MemberHandle, Start};
 use std::future::Future;
 use std::rc::Rc;
@@ -81,11 +84,13 @@ fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Rc<Server>) -> F) {
         let (cluster_id, membership) =
             bootstrap(&[InitialMember { name: "one".into(), peer_urls: vec!["http://127.0.0.1:1".into()] }], "test");
         let id = *membership.voters.keys().next().expect("a voter");
+        let stats = SharedStats::default();
         let config = MemberConfig {
             id,
             cluster_id,
             heartbeat: Duration::from_millis(20),
             election_timeout: Duration::from_millis(100),
+            stats: stats.clone(),
             ..Default::default()
         };
         let clock = Clock::start();
@@ -100,7 +105,9 @@ fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Rc<Server>) -> F) {
         let closing = Arc::new(Notify::new());
         let told = closing.clone();
         let shutdown = async move { told.notified().await };
-        let settings = Settings { no_leader_grace: Duration::from_millis(300), quota_bytes: QUOTA_BYTES, ..Default::default() };
+        let metrics = Arc::new(Metrics::new(stats, String::new));
+        let settings =
+            Settings { no_leader_grace: Duration::from_millis(300), quota_bytes: QUOTA_BYTES, metrics, ..Default::default() };
         let service = tokio::task::spawn_local(serve_with(listener, handle.clone(), settings, shutdown));
         let channel = Channel::from_shared(address.clone()).expect("address").connect().await.expect("connect");
         let server = Rc::new(Server { address, channel, handle: handle.clone(), closing: closing.clone() });

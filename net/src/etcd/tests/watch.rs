@@ -5,27 +5,27 @@ use crate::etcd::pb::mvccpb::event::EventType;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-struct Watching {
+pub(super) struct Watching {
     requests: mpsc::Sender<pb::WatchRequest>,
     responses: Streaming<pb::WatchResponse>,
 }
 
 impl Watching {
-    async fn start(s: &Server) -> Self {
+    pub(super) async fn start(s: &Server) -> Self {
         let (requests, stream) = mpsc::channel(16);
         let responses = WatchClient::new(s.channel.clone()).watch(ReceiverStream::new(stream)).await.expect("watch").into_inner();
         Self { requests, responses }
     }
 
-    async fn ask(&self, request: RequestUnion) {
+    pub(super) async fn ask(&self, request: RequestUnion) {
         self.requests.send(pb::WatchRequest { request_union: Some(request) }).await.expect("ask");
     }
 
-    async fn next(&mut self) -> pb::WatchResponse {
+    pub(super) async fn next(&mut self) -> pb::WatchResponse {
         self.responses.message().await.expect("a response").expect("no end")
     }
 
-    async fn create(&mut self, request: pb::WatchCreateRequest) -> pb::WatchResponse {
+    pub(super) async fn create(&mut self, request: pb::WatchCreateRequest) -> pb::WatchResponse {
         self.ask(RequestUnion::CreateRequest(request)).await;
         let created = self.next().await;
         assert!(created.created);
@@ -33,7 +33,7 @@ impl Watching {
     }
 
     /// The next `count` events, as "put key value" or "delete key".
-    async fn events(&mut self, id: i64, count: usize) -> Vec<String> {
+    pub(super) async fn events(&mut self, id: i64, count: usize) -> Vec<String> {
         let mut all = Vec::new();
         while all.len() < count {
             let response = self.next().await;
