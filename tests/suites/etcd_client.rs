@@ -4,7 +4,7 @@ use crate::members::{Members, judge, suites};
 use crate::support::dev::enter;
 use crate::support::{output, text};
 
-/// What does not pass, and why; SEMANTICS.md has the same list.
+/// What does not pass, and why.
 const KNOWN: &[(&str, &str)] = &[
     ("test_auth", "users and roles are not there yet"),
     ("test_auth_refresh_token", "users and roles are not there yet"),

@@ -4,7 +4,7 @@ use crate::members::{etcd_in, judge, suites};
 use crate::support::dev::enter;
 use crate::support::{Netns, output, text};
 
-/// What does not pass, and why; SEMANTICS.md has the same list.
+/// What does not pass, and why.
 const KNOWN: &[(&str, &str)] = &[
     ("TestEtcd3::test_snapshot", "it lets etcdctl look into the snapshot, whose format is ours"),
     ("TestClient::test_user_pwd_auth", "it looks for a module under a name that it does not have; it fails against etcd as well"),
