@@ -342,7 +342,7 @@ impl RestoreWriter {
         }
         let alarms = Alarms::read(&txn.open_table(ALARMS)?)?;
         txn.commit()?;
-        self.inner.install(state, Some(membership), alarms);
+        self.inner.replace(state, membership, alarms)?;
         Ok((state.applied, state.term))
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of the store as a whole; helpers that they share.
 
 mod crash;
+mod layers;
 mod model;
 mod semantics;
 mod snapshot;
