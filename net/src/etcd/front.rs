@@ -35,6 +35,7 @@ impl Front {
 type RoutesFuture = <Routes as Service<Request<Body>>>::Future;
 
 /// Whose answer is waited for.
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and is not to cost an allocation")]
 pub(super) enum FrontFuture {
     Grpc(RoutesFuture, Option<Arc<Method>>),
     Plain(Pin<Box<dyn Future<Output = Response<Body>> + Send>>),
