@@ -1,5 +1,6 @@
 //! The command line: GlusterFS's words for peers and volumes, etcd's flags for the server.
 
+mod auth_flags;
 mod endpoint;
 mod etcd;
 mod etcd_flags;

@@ -1,5 +1,6 @@
 //! `brickraft server`: etcd's flags, and a few of our own. `etcd` (see `etcd.rs`) takes the same.
 
+use super::auth_flags::AuthArgs;
 use super::etcd_flags::Unused;
 use super::tls_flags::TlsArgs;
 use crate::node::config::{AutoCompaction, DEFAULT_TOKEN, initial_cluster, url_address};
@@ -89,6 +90,8 @@ pub(crate) struct ServerArgs {
     #[arg(skip)]
     pub(super) store_only: bool,
     #[command(flatten)]
+    auth: AuthArgs,
+    #[command(flatten)]
     tls: TlsArgs,
     // Last: what stands above is not "unused".
     #[command(flatten)]
@@ -142,6 +145,7 @@ impl ServerArgs {
             gateway: self.enable_grpc_gateway,
             txn_ops_max: self.max_txn_ops,
             request_bytes_max: self.max_request_bytes,
+            auth: self.auth.settings()?,
         })
     }
 

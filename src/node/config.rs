@@ -5,6 +5,7 @@ use super::url::Url;
 use crate::management::BRICK_PORT;
 use anyhow::{Context, Result, bail, ensure};
 use brickraft_engine::member::identity::InitialMember;
+use brickraft_net::etcd::AuthSettings;
 use brickraft_net::tls::Policy;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -132,6 +133,8 @@ pub struct ServerConfig {
     pub txn_ops_max: usize,
     /// `--max-request-bytes`.
     pub request_bytes_max: usize,
+    /// `--auth-token` and its like.
+    pub auth: AuthSettings,
 }
 
 impl Default for ServerConfig {
@@ -162,6 +165,7 @@ impl Default for ServerConfig {
             gateway: true,
             txn_ops_max: TXN_OPS_MAX,
             request_bytes_max: REQUEST_BYTES_MAX,
+            auth: AuthSettings::default(),
         }
     }
 }

@@ -139,6 +139,7 @@ fn settings(config: &ServerConfig, stats: SharedStats) -> Settings {
         no_leader_grace: 3 * config.election_timeout,
         gateway: config.gateway,
         client_cert_auth: config.client_tls.cert_auth,
+        auth: config.auth.clone(),
         metrics: Arc::new(Metrics::new(stats, super::process::metrics)),
         ..Settings::default()
     }

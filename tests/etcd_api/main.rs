@@ -1,6 +1,7 @@
 //! etcd's own client against a three-member cluster, and what becomes of its data when members die.
 
 mod as_etcd;
+mod auth;
 mod commands;
 mod failures;
 mod membership;

@@ -3,10 +3,11 @@
 //! A command is checked wholly before its first write, so that it either happens or leaves nothing behind.
 
 use super::alarm::{Alarm, Alarms};
+use super::auth::AuthState;
 use super::check::check_command;
 use super::codec::{
-    ALARMS, ATTACHED, Current, INLINE_BYTES_MAX, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, State, attached_key,
-    damaged, index_key, index_value, tables_of,
+    ALARMS, ATTACHED, AUTH, Current, INLINE_BYTES_MAX, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, State,
+    attached_key, damaged, index_key, index_value, tables_of,
 };
 use super::error::{ReadError, StoreError};
 use super::read::{Hit, Span, View};
@@ -18,6 +19,7 @@ use super::types::{
 use crate::types::{NodeId, Revision};
 use bytes::Bytes;
 use redb::{ReadableTable, Table, WriteTransaction};
+use std::sync::Arc;
 
 /// etcd's bound on a lease's time.
 const LEASE_TTL_S_MAX: i64 = 9_000_000_000;
@@ -27,7 +29,7 @@ const RECORD_OVERHEAD_BYTES: u64 = 16;
 pub(super) type Tbl<'t> = Table<'t, &'static [u8], &'static [u8]>;
 
 /// A request refused, or a store that failed.
-enum Stop {
+pub(super) enum Stop {
     Kv(KvError),
     Store(StoreError),
 }
@@ -75,19 +77,22 @@ struct Path {
 
 /// All tables open for writing.
 pub(super) struct Writer<'t> {
-    state: State,
+    pub(super) state: State,
     keyspaces: [KeyspaceTables<'t>; 2],
     leases: Tbl<'t>,
-    attached: Tbl<'t>,
+    pub(super) attached: Tbl<'t>,
     members: Tbl<'t>,
     alarm_table: Tbl<'t>,
     pub(super) alarms: Alarms,
+    pub(super) auth_table: Tbl<'t>,
+    /// What `auth_table` holds.
+    pub(super) auth: Arc<AuthState>,
     meta: Tbl<'t>,
     scratch: Vec<u8>,
 }
 
 /// Inserts, keeping count of the bytes in use.
-fn insert(table: &mut Tbl<'_>, used: &mut u64, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+pub(super) fn insert(table: &mut Tbl<'_>, used: &mut u64, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
     let replaced = table.insert(key, value)?.map(|old| old.value().len());
     match replaced {
         Some(old) => *used = used.saturating_sub(old as u64),
@@ -97,14 +102,14 @@ fn insert(table: &mut Tbl<'_>, used: &mut u64, key: &[u8], value: &[u8]) -> Resu
     Ok(())
 }
 
-fn remove(table: &mut Tbl<'_>, used: &mut u64, key: &[u8]) -> Result<bool, StoreError> {
+pub(super) fn remove(table: &mut Tbl<'_>, used: &mut u64, key: &[u8]) -> Result<bool, StoreError> {
     let Some(removed) = table.remove(key)?.map(|old| old.value().len()) else { return Ok(false) };
     *used = used.saturating_sub((removed + key.len()) as u64 + RECORD_OVERHEAD_BYTES);
     Ok(true)
 }
 
 impl<'t> Writer<'t> {
-    pub(super) fn open(txn: &'t WriteTransaction, state: State, alarms: Alarms) -> Result<Self, StoreError> {
+    pub(super) fn open(txn: &'t WriteTransaction, state: State, alarms: Alarms, auth: Arc<AuthState>) -> Result<Self, StoreError> {
         let open = |keyspace| -> Result<KeyspaceTables<'t>, StoreError> {
             let [current, log, index] = tables_of(keyspace);
             Ok(KeyspaceTables { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)? })
@@ -117,20 +122,22 @@ impl<'t> Writer<'t> {
             members: txn.open_table(MEMBERS)?,
             alarm_table: txn.open_table(ALARMS)?,
             alarms,
+            auth_table: txn.open_table(AUTH)?,
+            auth,
             meta: txn.open_table(META)?,
             scratch: Vec::new(),
         })
     }
 
     /// Writes the numbers; what it returns is the store's state once the transaction commits.
-    pub(super) fn finish(mut self) -> Result<State, StoreError> {
+    pub(super) fn finish(mut self) -> Result<(State, Arc<AuthState>), StoreError> {
         self.meta.insert(META_STATE, &self.state.encode()[..])?;
-        Ok(self.state)
+        Ok((self.state, self.auth))
     }
 
     /// Applies one entry, or skips it when it has been applied.
     pub(super) fn apply(&mut self, entry: &ApplyEntry) -> Result<ApplyOutcome, StoreError> {
-        let keyspace = match &entry.command {
+        let keyspace = match entry.command.as_ref().map(|command| command.unwrapped().1) {
             Some(Command::Put(ks, _) | Command::DeleteRange(ks, _) | Command::Txn(ks, _) | Command::Compact { keyspace: ks, .. }) => *ks,
             _ => Keyspace::User,
         };
@@ -163,6 +170,8 @@ impl<'t> Writer<'t> {
 
     fn command(&mut self, command: &Command, change: &mut Change) -> Result<CommandResponse, Stop> {
         check_command(command, usize::MAX).map_err(Stop::Kv)?;
+        let (who, command) = command.unwrapped();
+        self.authorize(who, command)?;
         if let Some(refusal) = self.alarms.refuse(command) {
             return Err(Stop::Kv(refusal));
         }
@@ -182,6 +191,9 @@ impl<'t> Writer<'t> {
             Command::LeaseRevoke { id } => self.lease_revoke(*id, change),
             Command::MemberAttributes { id, name, client_urls } => self.member_attributes(*id, name, client_urls),
             Command::Alarm { activate, alarm } => self.alarm(*activate, *alarm),
+            Command::Auth(command) => self.auth_command(command),
+            // `check_command` refuses one inside another.
+            Command::As { .. } => Ok(CommandResponse::Done),
         }
     }
 

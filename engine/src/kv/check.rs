@@ -1,6 +1,7 @@
 //! What makes a request malformed whatever the state: checked before proposing, and again in applying,
 //! because nothing may fall over a command from the log.
 
+use super::auth::AuthError;
 use super::types::{Command, DeleteRangeRequest, KvError, PutRequest, RangeRequest, TxnOp, TxnRequest};
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -22,6 +23,11 @@ pub fn check_command(command: &Command, ops_max: usize) -> Result<(), KvError> {
         }
         Command::Compact { .. } | Command::LeaseGrant { .. } | Command::LeaseRevoke { .. } => Ok(()),
         Command::MemberAttributes { .. } | Command::Alarm { .. } => Ok(()),
+        Command::Auth(_) => Ok(()),
+        Command::As { command, .. } => match **command {
+            Command::As { .. } => Err(KvError::Auth(AuthError::InvalidManagement)),
+            ref command => check_command(command, ops_max),
+        },
     }
 }
 

@@ -19,6 +19,7 @@ pub(super) const LEASES: Def = TableDefinition::new("leases");
 pub(super) const ATTACHED: Def = TableDefinition::new("attached");
 pub(super) const MEMBERS: Def = TableDefinition::new("members");
 pub(super) const ALARMS: Def = TableDefinition::new("alarms");
+pub(super) const AUTH: Def = TableDefinition::new("auth");
 const USER: [Def; 3] = [TableDefinition::new("user.current"), TableDefinition::new("user.log"), TableDefinition::new("user.index")];
 const SYSTEM: [Def; 3] = [TableDefinition::new("system.current"), TableDefinition::new("system.log"), TableDefinition::new("system.index")];
 
@@ -37,7 +38,7 @@ pub(super) const fn tables_of(keyspace: Keyspace) -> [Def; 3] {
 
 /// The tables that a snapshot carries, with their numbers in the stream, ascending. `meta` travels in the
 /// stream's header.
-pub(super) const SNAPSHOT_TABLES: [(u8, Def, &str); 10] = [
+pub(super) const SNAPSHOT_TABLES: [(u8, Def, &str); 11] = [
     (1, LEASES, "leases"),
     (2, ATTACHED, "attached"),
     (3, MEMBERS, "members"),
@@ -48,6 +49,7 @@ pub(super) const SNAPSHOT_TABLES: [(u8, Def, &str); 10] = [
     (33, SYSTEM[0], "system.current"),
     (34, SYSTEM[1], "system.log"),
     (35, SYSTEM[2], "system.index"),
+    (48, AUTH, "auth"),
 ];
 
 /// The place of the user's living keys in [`SNAPSHOT_TABLES`].

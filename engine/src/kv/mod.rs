@@ -6,6 +6,7 @@
 
 mod alarm;
 mod apply;
+pub mod auth;
 mod backend;
 mod backup;
 mod check;

@@ -1,7 +1,8 @@
 //! The snapshot stream: FORMAT.md, "Store snapshot stream".
 
 use super::alarm::Alarms;
-use super::codec::{ALARMS, FORMAT_VERSION, META, META_MEMBERSHIP, META_STATE, SNAPSHOT_TABLES, State};
+use super::auth::AuthState;
+use super::codec::{ALARMS, AUTH, FORMAT_VERSION, META, META_MEMBERSHIP, META_STATE, SNAPSHOT_TABLES, State};
 use super::error::StoreError;
 use super::store::Inner;
 use super::types::Keyspace;
@@ -341,8 +342,9 @@ impl RestoreWriter {
             };
         }
         let alarms = Alarms::read(&txn.open_table(ALARMS)?)?;
+        let auth = Arc::new(AuthState::load(&txn.open_table(AUTH)?)?);
         txn.commit()?;
-        self.inner.install(state, Some(membership), alarms);
+        self.inner.install(state, Some(membership), alarms, auth);
         Ok((state.applied, state.term))
     }
 }

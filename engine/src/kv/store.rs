@@ -2,10 +2,12 @@
 
 use super::alarm::{Alarm, Alarms};
 use super::apply::{Tbl, Writer, lease_keys};
+use super::auth::AuthState;
 use super::backend::{make_file, open_backend, open_file};
 use super::backup::Refound;
 use super::codec::{
-    ALARMS, ATTACHED, Def, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, SNAPSHOT_TABLES, State, damaged, tables_of,
+    ALARMS, ATTACHED, AUTH, Def, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, SNAPSHOT_TABLES, State, damaged,
+    tables_of,
 };
 use super::error::{ReadError, StoreError};
 use super::read::View;
@@ -99,6 +101,9 @@ pub(super) struct Inner {
     pub(super) state: Mutex<State>,
     membership: Mutex<Option<Bytes>>,
     alarms: Mutex<Alarms>,
+    auth: Mutex<Arc<AuthState>>,
+    /// [`AuthState::mark`] of `auth`, for a look without a lock.
+    auth_mark: AtomicU64,
     /// Held over each write transaction and the update of `state` after it.
     writer: Mutex<()>,
     pub(super) restoring: AtomicBool,
@@ -110,9 +115,11 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inner {
-    pub(super) fn install(&self, state: State, membership: Option<Option<Bytes>>, alarms: Alarms) {
+    pub(super) fn install(&self, state: State, membership: Option<Option<Bytes>>, alarms: Alarms, auth: Arc<AuthState>) {
         *lock(&self.state) = state;
         *lock(&self.alarms) = alarms;
+        self.auth_mark.store(auth.mark(), Ordering::Release);
+        *lock(&self.auth) = auth;
         if let Some(membership) = membership {
             *lock(&self.membership) = membership;
         }
@@ -149,18 +156,22 @@ pub(super) fn read_state(meta: &impl ReadableTable<&'static [u8], &'static [u8]>
     Ok(Some((state, membership)))
 }
 
+/// What [`initialise`] finds: numbers, membership, alarms, users.
+type Found = (State, Option<Bytes>, Alarms, AuthState);
+
 /// Makes the tables, so that readers find them, and reads the state.
-fn initialise(txn: &WriteTransaction) -> Result<(State, Option<Bytes>, Alarms), StoreError> {
+fn initialise(txn: &WriteTransaction) -> Result<Found, StoreError> {
     for (_, table, _) in SNAPSHOT_TABLES {
         let _: Tbl<'_> = txn.open_table(table)?;
     }
     let alarms = Alarms::read(&txn.open_table(ALARMS)?)?;
+    let auth = AuthState::load(&txn.open_table(AUTH)?)?;
     let mut meta = txn.open_table(META)?;
     if let Some((state, membership)) = read_state(&meta)? {
-        return Ok((state, membership, alarms));
+        return Ok((state, membership, alarms, auth));
     }
     meta.insert(META_STATE, &State::EMPTY.encode()[..])?;
-    Ok((State::EMPTY, None, alarms))
+    Ok((State::EMPTY, None, alarms, auth))
 }
 
 impl Store {
@@ -178,7 +189,7 @@ impl Store {
     fn with_engine((db, file_bytes): (Database, Arc<AtomicU64>)) -> Result<Self, StoreError> {
         let mut txn = db.begin_write()?;
         txn.set_quick_repair(true);
-        let (state, membership, alarms) = initialise(&txn)?;
+        let (state, membership, alarms, auth) = initialise(&txn)?;
         txn.commit()?;
         let inner = Inner {
             db,
@@ -186,6 +197,8 @@ impl Store {
             state: Mutex::new(state),
             membership: Mutex::new(membership),
             alarms: Mutex::new(alarms),
+            auth_mark: AtomicU64::new(auth.mark()),
+            auth: Mutex::new(Arc::new(auth)),
             writer: Mutex::new(()),
             restoring: AtomicBool::new(false),
         };
@@ -209,6 +222,31 @@ impl Store {
     #[must_use]
     pub fn alarms(&self) -> Vec<Alarm> {
         lock(&self.inner.alarms).0.iter().copied().collect()
+    }
+
+    /// Users, roles and permissions, as of the last applied batch.
+    #[must_use]
+    pub fn auth(&self) -> Arc<AuthState> {
+        Arc::clone(&lock(&self.inner.auth))
+    }
+
+    /// 0 while authentication is off, else the auth revision. Costs one load.
+    #[must_use]
+    pub fn auth_mark(&self) -> u64 {
+        self.inner.auth_mark.load(Ordering::Acquire)
+    }
+
+    /// A hash over the auth store's records: equal on members that have applied the same.
+    pub fn hash_auth(&self) -> Result<u64, StoreError> {
+        let mut hash = Xxh3::new();
+        for item in self.table(AUTH)?.range::<&[u8]>(..)? {
+            let (key, value) = item?;
+            for part in [key.value(), value.value()] {
+                hash.update(&(part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+        }
+        Ok(hash.digest())
     }
 
     /// What members told about themselves. Removed members' entries may linger: look up by membership.
@@ -242,12 +280,12 @@ impl Store {
         let state = *lock(&self.inner.state);
         let mut txn = self.inner.db.begin_write()?;
         txn.set_durability(Durability::None)?;
-        let mut writer = Writer::open(&txn, state, lock(&self.inner.alarms).clone())?;
+        let mut writer = Writer::open(&txn, state, lock(&self.inner.alarms).clone(), self.auth())?;
         let (result, membership) = f(&mut writer)?;
         let alarms = writer.alarms.clone();
-        let state = writer.finish()?;
+        let (state, auth) = writer.finish()?;
         txn.commit()?;
-        self.inner.install(state, membership, alarms);
+        self.inner.install(state, membership, alarms, auth);
         Ok(result)
     }
 
@@ -411,7 +449,7 @@ impl Store {
                 hash.update(&number.to_le_bytes());
             }
         }
-        for table in [LEASES, ATTACHED, MEMBERS, ALARMS] {
+        for table in [LEASES, ATTACHED, MEMBERS, ALARMS, AUTH] {
             for item in self.table(table)?.range::<&[u8]>(..).map_err(StoreError::from)? {
                 let (key, value) = item.map_err(StoreError::from)?;
                 for part in [key.value(), value.value()] {

@@ -1,6 +1,7 @@
 //! Requests and answers of the key-value store, in etcd's terms but free of gRPC.
 
 use super::alarm::Alarm;
+use super::auth::{AuthCommand, AuthError, Identity};
 use crate::types::Revision;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -213,6 +214,24 @@ pub enum Command {
         activate: bool,
         alarm: Alarm,
     },
+    /// Change users, roles and permissions.
+    Auth(AuthCommand),
+    /// A client's command while authentication is on; `who` is `None` for a client that said no name. Never holds another.
+    As {
+        who: Option<Identity>,
+        command: Box<Command>,
+    },
+}
+
+impl Command {
+    /// The command itself, and whom it is from; `None` where nobody asked for a name.
+    #[must_use]
+    pub fn unwrapped(&self) -> (Option<Option<&Identity>>, &Command) {
+        match self {
+            Self::As { who, command } => (Some(who.as_ref()), command),
+            other => (None, other),
+        }
+    }
 }
 
 /// What applying a [`Command`] yields.
@@ -274,4 +293,6 @@ pub enum KvError {
     NoSpace,
     #[error("etcdserver: corrupt cluster")]
     Corrupt,
+    #[error(transparent)]
+    Auth(#[from] AuthError),
 }

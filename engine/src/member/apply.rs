@@ -5,7 +5,7 @@ use super::envelope::{Envelope, RequestId};
 use super::job::StoreJob;
 use super::types::{MemberError, MemberOutput};
 use crate::io::Io;
-use crate::kv::types::{Command, CommandResponse};
+use crate::kv::types::{Command, CommandResponse, KvError};
 use crate::kv::{ApplyEntry, ApplyOutcome, MemberAttributes, StoreError};
 use crate::raft::{ConfChange, Membership};
 use crate::types::{Entry, EntryKind, Index, NodeId, Term, Time};
@@ -108,7 +108,10 @@ impl<I: Io> MemberCore<I> {
                 self.on_outcome(request, outcome.applied);
             }
             Effect::Revoke(request, id) => {
-                self.lessor.revoke(id);
+                // One that was refused goes on.
+                if ok || outcome.applied.result == Err(KvError::LeaseNotFound) {
+                    self.lessor.revoke(id);
+                }
                 self.on_outcome(request, outcome.applied);
             }
             Effect::Compact(request) => {
@@ -233,14 +236,15 @@ fn decode(entry: &Entry, membership: &mut Membership) -> Result<(ApplyEntry, Eff
             let envelope = Envelope::decode(&entry.data)
                 .map_err(|e| format!("entry {}: {e}; it was written by a newer version, or is damaged", entry.index))?;
             let request = envelope.request;
-            let effect = match &envelope.command {
+            let effect = match envelope.command.unwrapped().1 {
                 Command::LeaseGrant { ttl_s, .. } => Effect::Grant(request, *ttl_s),
                 Command::LeaseRevoke { id } => Effect::Revoke(request, *id),
                 Command::Compact { .. } => Effect::Compact(request),
                 Command::MemberAttributes { id, name, client_urls } => {
                     Effect::Attributes(request, *id, MemberAttributes { name: name.clone(), client_urls: client_urls.clone() })
                 }
-                Command::Put(..) | Command::DeleteRange(..) | Command::Txn(..) | Command::Alarm { .. } => Effect::Answer(request),
+                Command::Put(..) | Command::DeleteRange(..) | Command::Txn(..) => Effect::Answer(request),
+                Command::Alarm { .. } | Command::Auth(_) | Command::As { .. } => Effect::Answer(request),
             };
             item.command = Some(envelope.command);
             effect

@@ -68,6 +68,7 @@ impl Api {
 #[tonic::async_trait]
 impl Cluster for Api {
     async fn member_add(&self, request: Request<pb::MemberAddRequest>) -> Result<Response<pb::MemberAddResponse>, Status> {
+        self.admit_root(&request).await?;
         let request = request.into_inner();
         check_urls(&request.peer_ur_ls)?;
         // The salt keeps the id of a member that left from being used again.
@@ -86,11 +87,13 @@ impl Cluster for Api {
     }
 
     async fn member_remove(&self, request: Request<pb::MemberRemoveRequest>) -> Result<Response<pb::MemberRemoveResponse>, Status> {
+        self.admit_root(&request).await?;
         let (header, membership) = self.conf_change(ConfChange::Remove(NodeId(request.into_inner().id))).await?;
         Ok(Response::new(pb::MemberRemoveResponse { header: Some(header), members: members(&membership) }))
     }
 
     async fn member_update(&self, request: Request<pb::MemberUpdateRequest>) -> Result<Response<pb::MemberUpdateResponse>, Status> {
+        self.admit_root(&request).await?;
         let request = request.into_inner();
         check_urls(&request.peer_ur_ls)?;
         let id = NodeId(request.id);
@@ -102,11 +105,13 @@ impl Cluster for Api {
     }
 
     async fn member_list(&self, request: Request<pb::MemberListRequest>) -> Result<Response<pb::MemberListResponse>, Status> {
+        self.admit_user(&request).await?;
         let membership = self.handle().members(request.into_inner().linearizable).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::MemberListResponse { header: Some(self.header_now()), members: members(&membership) }))
     }
 
     async fn member_promote(&self, request: Request<pb::MemberPromoteRequest>) -> Result<Response<pb::MemberPromoteResponse>, Status> {
+        self.admit_root(&request).await?;
         let (header, membership) = self.conf_change(ConfChange::Promote(NodeId(request.into_inner().id))).await?;
         Ok(Response::new(pb::MemberPromoteResponse { header: Some(header), members: members(&membership) }))
     }

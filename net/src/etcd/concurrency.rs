@@ -3,8 +3,9 @@
 //! As in etcd's concurrency package: a contender's key is `name/` + its lease in hexadecimal, and it waits for the
 //! deletion of the one key that was created just before its own, so that a release wakes one waiter and not all.
 
+use super::auth::Caller;
+use super::convert;
 use super::status::ApiError;
-use super::{Api, convert};
 use brickraft_engine::kv::types::{
     Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, KeyValue, Keyspace, OpResponse, PutRequest,
     RangeRequest, SortOrder, SortTarget, TxnOp, TxnRequest,
@@ -69,7 +70,7 @@ pub(super) fn if_created(key: &Bytes, created: Revision, success: Vec<TxnOp>, fa
     TxnRequest { compare: vec![compare], success, failure }
 }
 
-impl Api {
+impl Caller {
     /// Runs a transaction; its branch, the answers and the revision.
     pub(super) async fn run_txn(&self, txn: TxnRequest) -> Result<(bool, Vec<OpResponse>, Revision), ApiError> {
         match self.propose(Command::Txn(Keyspace::User, txn)).await? {
@@ -193,9 +194,9 @@ impl Api {
     }
 
     /// Waits for this contender's turn.
-    pub(super) async fn take_turn(&self, name: Bytes, lease: i64, value: Bytes) -> Result<Turn, ApiError> {
+    pub(super) async fn take_turn(self, name: Bytes, lease: i64, value: Bytes) -> Result<Turn, ApiError> {
         let (answer, turn) = oneshot::channel();
-        tokio::spawn(self.clone().contend_and_wait((name, lease, value), answer));
+        tokio::spawn(self.contend_and_wait((name, lease, value), answer));
         turn.await.unwrap_or(Err(MemberError::Stopped.into()))
     }
 }

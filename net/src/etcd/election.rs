@@ -1,5 +1,6 @@
 //! The v3election service.
 
+use super::auth::Caller;
 use super::concurrency::{prefix, prefix_end};
 use super::pb::v3electionpb as pb;
 use super::status::ApiError;
@@ -31,7 +32,7 @@ async fn next_events(watch: &mut WatchStream) -> Result<Option<(Revision, Vec<Ev
     }
 }
 
-impl Api {
+impl Caller {
     /// Tells of every leader, and of everything it proclaims. Returns only with an error, or when the observer left.
     async fn observe_leaders(&self, name: &[u8], answers: &Answers) -> Result<(), ApiError> {
         let prefix = prefix(name);
@@ -84,23 +85,24 @@ impl Api {
 #[tonic::async_trait]
 impl Election for Api {
     async fn campaign(&self, request: Request<pb::CampaignRequest>) -> Result<Response<pb::CampaignResponse>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = self.caller(request);
         self.settings().limits.size(&request)?;
-        let turn = self.take_turn(request.name.clone(), request.lease, request.value).await?;
+        let turn = caller.take_turn(request.name.clone(), request.lease, request.value).await?;
         let leader = pb::LeaderKey { name: request.name, rev: turn.created(), lease: turn.lease, key: turn.key };
         Ok(Response::new(pb::CampaignResponse { header: Some(self.header(turn.revision)), leader: Some(leader) }))
     }
 
     async fn proclaim(&self, request: Request<pb::ProclaimRequest>) -> Result<Response<pb::ProclaimResponse>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = self.caller(request);
         self.settings().limits.size(&request)?;
         let leader = request.leader.ok_or(ApiError::MissingLeaderKey)?;
-        let revision = Api::proclaim(self, &leader.key, convert::revision(leader.rev), leader.lease, request.value).await?;
+        let revision = caller.proclaim(&leader.key, convert::revision(leader.rev), leader.lease, request.value).await?;
         Ok(Response::new(pb::ProclaimResponse { header: Some(self.header(revision)) }))
     }
 
     async fn leader(&self, request: Request<pb::LeaderRequest>) -> Result<Response<pb::LeaderResponse>, Status> {
-        let (leader, revision) = self.holder(&prefix(&request.into_inner().name)).await?;
+        let (caller, request) = self.caller(request);
+        let (leader, revision) = caller.holder(&prefix(&request.name)).await?;
         let leader = leader.ok_or(ApiError::ElectionNoLeader)?;
         Ok(Response::new(pb::LeaderResponse { header: Some(self.header(revision)), kv: Some(convert::key_value(leader)) }))
     }
@@ -110,13 +112,15 @@ impl Election for Api {
     async fn observe(&self, request: Request<pb::LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
         let leader_required = self.require_leader(request.metadata())?;
         let (answers, stream) = mpsc::channel(LEADERS_MAX);
-        tokio::spawn(self.clone().observe_task(request.into_inner().name, answers, leader_required));
+        let (caller, request) = self.caller(request);
+        tokio::spawn(caller.observe_task(request.name, answers, leader_required));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn resign(&self, request: Request<pb::ResignRequest>) -> Result<Response<pb::ResignResponse>, Status> {
-        let leader = request.into_inner().leader.ok_or(ApiError::MissingLeaderKey)?;
-        let revision = self.withdraw(&leader.key, convert::revision(leader.rev)).await?;
+        let (caller, request) = self.caller(request);
+        let leader = request.leader.ok_or(ApiError::MissingLeaderKey)?;
+        let revision = caller.withdraw(&leader.key, convert::revision(leader.rev)).await?;
         Ok(Response::new(pb::ResignResponse { header: Some(self.header(revision)) }))
     }
 }

@@ -1,8 +1,10 @@
 //! The Lease service.
 
 use super::Api;
+use super::auth::Caller;
 use super::pb::etcdserverpb as pb;
 use super::status::ApiError;
+use brickraft_engine::kv::auth::Grants;
 use brickraft_engine::kv::types::{Command, KvError};
 use brickraft_engine::member::MemberError;
 use pb::lease_server::Lease;
@@ -15,7 +17,7 @@ const KEEP_ALIVES_MAX: usize = 16;
 /// Random ids tried; two in a row being taken does not happen by chance.
 const RANDOM_ID_TRIES: u32 = 4;
 
-impl Api {
+impl Caller {
     /// Grants a lease; `id` 0 picks one. Returns the id and the time granted, in seconds.
     pub(super) async fn lease_grant(&self, id: i64, ttl_s: i64) -> Result<(i64, i64), ApiError> {
         let ttl_s = ttl_s.max(self.settings().lease_ttl_s_min);
@@ -34,6 +36,9 @@ impl Api {
 
     /// Time to live after the renewal in seconds; 0 when there is no such lease.
     async fn lease_renew(&self, id: i64) -> Result<i64, ApiError> {
+        self.check_user().await?;
+        // Whoever keeps a lease keeps its keys.
+        self.check_lease(id, Grants::write).await?;
         match self.handle().lease_keep_alive(id).await {
             Err(MemberError::Kv(KvError::LeaseNotFound)) => Ok(0),
             other => Ok(other?),
@@ -74,14 +79,15 @@ type Answer = Result<pb::LeaseKeepAliveResponse, Status>;
 impl Lease for Api {
     async fn lease_grant(&self, request: Request<pb::LeaseGrantRequest>) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         self.require_leader(request.metadata())?;
-        let request = request.into_inner();
-        let (id, ttl) = Api::lease_grant(self, request.id, request.ttl).await?;
+        let (caller, request) = self.caller(request);
+        let (id, ttl) = caller.lease_grant(request.id, request.ttl).await?;
         Ok(Response::new(pb::LeaseGrantResponse { header: Some(self.header_now()), id, ttl, error: String::new() }))
     }
 
     async fn lease_revoke(&self, request: Request<pb::LeaseRevokeRequest>) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         self.require_leader(request.metadata())?;
-        let (_, revision) = self.propose(Command::LeaseRevoke { id: request.into_inner().id }).await?;
+        let (caller, request) = self.caller(request);
+        let (_, revision) = caller.propose(Command::LeaseRevoke { id: request.id }).await?;
         Ok(Response::new(pb::LeaseRevokeResponse { header: Some(self.header(revision)) }))
     }
 
@@ -93,7 +99,8 @@ impl Lease for Api {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let leader_required = self.require_leader(request.metadata())?;
         let (answers, stream) = mpsc::channel(KEEP_ALIVES_MAX);
-        tokio::spawn(self.clone().keep_alives(request.into_inner(), answers, leader_required));
+        let (caller, requests) = self.caller(request);
+        tokio::spawn(caller.keep_alives(requests, answers, leader_required));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -102,11 +109,16 @@ impl Lease for Api {
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         self.require_leader(request.metadata())?;
-        let request = request.into_inner();
+        let (caller, request) = self.caller(request);
         let left = match self.handle().lease_ttl(request.id, request.keys).await {
             Err(MemberError::Kv(KvError::LeaseNotFound)) => Default::default(),
             other => other.map_err(ApiError::from)?,
         };
+        caller.check_user().await?;
+        if !left.keys.is_empty() {
+            let grants = caller.grants().await?;
+            left.keys.iter().try_for_each(|key| grants.read(key, b"")).map_err(ApiError::from)?;
+        }
         // A lease that was never granted has no time left either; etcd says -1 for both.
         let known = left.granted_s > 0;
         Ok(Response::new(pb::LeaseTimeToLiveResponse {
@@ -118,9 +130,14 @@ impl Lease for Api {
         }))
     }
 
-    async fn lease_leases(&self, _request: Request<pb::LeaseLeasesRequest>) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
+    async fn lease_leases(&self, request: Request<pb::LeaseLeasesRequest>) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         self.handle().read_index().await.map_err(ApiError::from)?;
+        let (caller, _) = self.caller(request);
+        caller.check_user().await?;
         let leases = self.handle().store().leases().map_err(MemberError::from).map_err(ApiError::from)?;
+        for lease in &leases {
+            caller.check_lease(lease.id, Grants::read).await?;
+        }
         Ok(Response::new(pb::LeaseLeasesResponse {
             header: Some(self.header_now()),
             leases: leases.into_iter().map(|l| pb::LeaseStatus { id: l.id }).collect(),

@@ -10,15 +10,16 @@ use tonic::{Request, Response, Status};
 #[tonic::async_trait]
 impl Lock for Api {
     async fn lock(&self, request: Request<pb::LockRequest>) -> Result<Response<pb::LockResponse>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = self.caller(request);
         self.settings().limits.size(&request)?;
-        let turn = self.take_turn(request.name, request.lease, Bytes::new()).await?;
+        let turn = caller.take_turn(request.name, request.lease, Bytes::new()).await?;
         Ok(Response::new(pb::LockResponse { header: Some(self.header(turn.revision)), key: turn.key }))
     }
 
     async fn unlock(&self, request: Request<pb::UnlockRequest>) -> Result<Response<pb::UnlockResponse>, Status> {
-        let delete = DeleteRangeRequest { key: request.into_inner().key, ..Default::default() };
-        let (_, revision) = self.propose(Command::DeleteRange(Keyspace::User, delete)).await?;
+        let (caller, request) = self.caller(request);
+        let delete = DeleteRangeRequest { key: request.key, ..Default::default() };
+        let (_, revision) = caller.propose(Command::DeleteRange(Keyspace::User, delete)).await?;
         Ok(Response::new(pb::UnlockResponse { header: Some(self.header(revision)) }))
     }
 }

@@ -1,5 +1,6 @@
 //! The Maintenance service.
 
+use super::auth::Caller;
 use super::pb::etcdserverpb as pb;
 use super::status::ApiError;
 use super::{Api, convert};
@@ -48,7 +49,9 @@ impl Api {
         }
         Err(brickraft_engine::kv::types::KvError::NoSpace.into())
     }
+}
 
+impl Caller {
     async fn change_alarm(&self, activate: bool, member: u64, kind: AlarmType) -> Result<Vec<pb::AlarmMember>, ApiError> {
         let alarm = Alarm { member: NodeId(member), kind };
         match self.propose(Command::Alarm { activate, alarm }).await? {
@@ -100,16 +103,17 @@ fn parse_version(version: &str) -> Option<(u64, u64)> {
 #[tonic::async_trait]
 impl Maintenance for Api {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = self.caller(request);
         let kind = alarm_type(request.alarm);
         let alarms = match (AlarmAction::try_from(request.action), kind) {
             (Ok(AlarmAction::Get), kind) => {
+                caller.check_user().await?;
                 self.handle().read_index().await.map_err(ApiError::from)?;
                 let active = self.handle().store().alarms().into_iter();
                 active.filter(|alarm| kind.is_none_or(|kind| kind == alarm.kind)).map(alarm_member).collect()
             }
-            (Ok(AlarmAction::Activate), Some(kind)) => self.change_alarm(true, request.member_id, kind).await?,
-            (Ok(AlarmAction::Deactivate), Some(kind)) => self.change_alarm(false, request.member_id, kind).await?,
+            (Ok(AlarmAction::Activate), Some(kind)) => caller.change_alarm(true, request.member_id, kind).await?,
+            (Ok(AlarmAction::Deactivate), Some(kind)) => caller.change_alarm(false, request.member_id, kind).await?,
             // etcd keeps no alarm of type NONE either.
             (Ok(AlarmAction::Activate | AlarmAction::Deactivate), None) => Vec::new(),
             (Err(_), _) => return Err(ApiError::UnknownMethod.into()),
@@ -117,7 +121,8 @@ impl Maintenance for Api {
         Ok(Response::new(pb::AlarmResponse { header: Some(self.header_now()), alarms }))
     }
 
-    async fn status(&self, _request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+    async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+        self.admit_user(&request).await?;
         let status = self.handle().status().await.map_err(ApiError::from)?;
         let sizes = self.handle().store().sizes();
         let mut errors = Vec::new();
@@ -142,13 +147,15 @@ impl Maintenance for Api {
         }))
     }
 
-    async fn defragment(&self, _request: Request<pb::DefragmentRequest>) -> Result<Response<pb::DefragmentResponse>, Status> {
+    async fn defragment(&self, request: Request<pb::DefragmentRequest>) -> Result<Response<pb::DefragmentResponse>, Status> {
+        self.admit_root(&request).await?;
         // The store reuses free space as it goes: nothing to do, and nothing to stop the world for.
         // etcd's answer has no header, and clients' tests know that.
         Ok(Response::new(pb::DefragmentResponse { header: None }))
     }
 
-    async fn hash(&self, _request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+    async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+        self.admit_root(&request).await?;
         // etcd hashes its file, which differs between members. Here it is what they agree on.
         let store = self.handle().store().clone();
         let hashed = tokio::task::spawn_blocking(move || store.hash_all()).await;
@@ -158,6 +165,7 @@ impl Maintenance for Api {
     }
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
+        self.admit_root(&request).await?;
         let revision = convert::revision(request.into_inner().revision);
         let store = self.handle().store().clone();
         let hashed = tokio::task::spawn_blocking(move || store.hash_kv(Keyspace::User, revision)).await;
@@ -173,7 +181,8 @@ impl Maintenance for Api {
 
     type SnapshotStream = ReceiverStream<Result<pb::SnapshotResponse, Status>>;
 
-    async fn snapshot(&self, _request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+    async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.admit_root(&request).await?;
         let (store, member) = (self.handle().store().clone(), NodeId(self.0.member_id));
         let (cluster_id, header, version) = (self.0.cluster_id, self.header_now(), self.settings().version.clone());
         let (portions, stream) = mpsc::channel(SNAPSHOT_QUEUE_MAX);
@@ -206,11 +215,13 @@ impl Maintenance for Api {
     }
 
     async fn move_leader(&self, request: Request<pb::MoveLeaderRequest>) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        self.admit_root(&request).await?;
         self.handle().move_leader(NodeId(request.into_inner().target_id)).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::MoveLeaderResponse { header: Some(self.header_now()) }))
     }
 
     async fn downgrade(&self, request: Request<pb::DowngradeRequest>) -> Result<Response<pb::DowngradeResponse>, Status> {
+        self.admit_root(&request).await?;
         let request = request.into_inner();
         let version = &self.settings().version;
         let check = || -> Result<(), ApiError> {

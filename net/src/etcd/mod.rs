@@ -30,13 +30,14 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use auth::{AuthSettings, BCRYPT_COST_DEFAULT, JwtKeys, TokenKind, TokenSpec, TokenSpecError};
 pub use check::Limits;
 pub use metrics::Metrics;
 pub use peer_name::ClientCertName;
 pub use serve::{Port, ServeError, serve, serve_with};
 pub use status::ApiError;
 
-use brickraft_engine::kv::types::{Applied, Command, CommandResponse, Keyspace};
+use brickraft_engine::kv::types::Keyspace;
 use brickraft_engine::member::{MemberError, MemberHandle, MemberStatus};
 use brickraft_engine::types::Revision;
 use std::sync::Arc;
@@ -67,6 +68,8 @@ pub struct Settings {
     pub client_cert_auth: bool,
     /// Where all ports of a server count.
     pub metrics: Arc<Metrics>,
+    /// How clients prove who they are, where they must.
+    pub auth: AuthSettings,
 }
 
 impl Settings {
@@ -92,6 +95,7 @@ impl Default for Settings {
             gateway: true,
             client_cert_auth: false,
             metrics: Arc::default(),
+            auth: AuthSettings::default(),
         }
     }
 }
@@ -112,6 +116,8 @@ struct Shared {
     cluster_id: u64,
     member_id: u64,
     settings: Settings,
+    passwords: auth::Passwords,
+    tokens: auth::Tokens,
     /// Turns true when the server is to stop.
     closing: Receiver<bool>,
 }
@@ -123,7 +129,9 @@ impl Api {
             let s = status.borrow();
             (s.cluster_id, s.id.0)
         };
-        Self(Arc::new(Shared { handle, status, cluster_id, member_id, settings, closing }))
+        let passwords = auth::Passwords::new(settings.auth.cost());
+        let tokens = auth::Tokens::new(settings.auth.tokens.clone());
+        Self(Arc::new(Shared { handle, status, cluster_id, member_id, settings, passwords, tokens, closing }))
     }
 
     fn handle(&self) -> &MemberHandle {
@@ -164,21 +172,6 @@ impl Api {
             return Err(MemberError::NoLeader.into());
         }
         Ok(asked)
-    }
-
-    /// Proposes, and takes apart what applying it yields.
-    async fn propose(&self, command: Command) -> Result<(CommandResponse, Revision), ApiError> {
-        self.settings().limits.command(&command)?;
-        self.check_quota(&command).await?;
-        let metrics = &self.settings().metrics;
-        metrics.proposals_pending.fetch_add(1, Ordering::Relaxed);
-        let _pending = Pending(metrics);
-        let proposed = self.handle().propose(command).await;
-        if proposed.is_err() {
-            metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
-        }
-        let Applied { revision, result } = proposed?;
-        Ok((result?, revision))
     }
 
     /// The kinds of alarms that are raised, by name.

@@ -11,7 +11,6 @@ use tonic::Extensions;
 pub struct ClientCertName(pub String);
 
 /// The name that a request came with. An empty one names nobody.
-#[cfg_attr(not(test), expect(dead_code, reason = "authentication, which asks, is under way"))]
 pub(super) fn cert_name(extensions: &Extensions) -> Option<&str> {
     extensions.get::<ClientCertName>().map(|name| name.0.as_str()).filter(|name| !name.is_empty())
 }

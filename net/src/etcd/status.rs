@@ -1,5 +1,6 @@
 //! The one map from errors to gRPC status. Codes and texts are etcd's: clients match on both.
 
+use brickraft_engine::kv::auth::AuthError;
 use brickraft_engine::kv::types::KvError;
 use brickraft_engine::member::MemberError;
 use thiserror::Error;
@@ -20,9 +21,9 @@ pub enum ApiError {
     /// Peer URLs that are none.
     #[error("etcdserver: given member URLs are invalid")]
     MemberBadUrls,
-    /// Users and tokens are not in use.
-    #[error("etcdserver: authentication is not enabled")]
-    AuthNotEnabled,
+    /// bcrypt would not look at all of it.
+    #[error("bcrypt: password length exceeds 72 bytes")]
+    PasswordTooLong,
     /// A lock whose lease ran out while it waited.
     #[error("mutex: session is expired")]
     LockSessionExpired,
@@ -70,6 +71,30 @@ fn kv_code(e: &KvError) -> Code {
         | KvError::InvalidSortOption => Code::InvalidArgument,
         KvError::NoSpace => Code::ResourceExhausted,
         KvError::Corrupt => Code::DataLoss,
+        KvError::Auth(e) => auth_code(e),
+    }
+}
+
+fn auth_code(e: &AuthError) -> Code {
+    match e {
+        AuthError::RootUserNotExist
+        | AuthError::RootRoleNotExist
+        | AuthError::UserExists
+        | AuthError::UserNotFound
+        | AuthError::RoleExists
+        | AuthError::RoleNotFound
+        | AuthError::RoleNotGranted
+        | AuthError::PermissionNotGranted
+        | AuthError::NotEnabled => Code::FailedPrecondition,
+        AuthError::UserEmpty
+        | AuthError::RoleEmpty
+        | AuthError::AuthFailed
+        | AuthError::PermissionNotGiven
+        | AuthError::InvalidManagement
+        | AuthError::OldRevision => Code::InvalidArgument,
+        AuthError::PermissionDenied => Code::PermissionDenied,
+        AuthError::InvalidToken => Code::Unauthenticated,
+        AuthError::NoPasswordUser => Code::Unknown,
     }
 }
 
@@ -108,11 +133,20 @@ impl ApiError {
             Self::Unsupported(_) => Code::Unimplemented,
             Self::MemberBadUrls | Self::UnknownMethod | Self::DowngradeVersionFormat | Self::DowngradeTarget => Code::InvalidArgument,
             Self::NoDowngrade | Self::NothingOlder => Code::FailedPrecondition,
-            Self::AuthNotEnabled => Code::FailedPrecondition,
-            // etcd's lock and election services return these as plain Go errors.
-            Self::LockSessionExpired | Self::MissingLeaderKey | Self::ElectionNotLeader | Self::ElectionNoLeader => Code::Unknown,
+            // etcd returns these as plain Go errors.
+            Self::PasswordTooLong
+            | Self::LockSessionExpired
+            | Self::MissingLeaderKey
+            | Self::ElectionNotLeader
+            | Self::ElectionNoLeader => Code::Unknown,
             Self::Internal(_) => Code::Internal,
         }
+    }
+}
+
+impl From<AuthError> for ApiError {
+    fn from(e: AuthError) -> Self {
+        Self::Kv(e.into())
     }
 }
 

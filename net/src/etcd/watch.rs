@@ -5,6 +5,7 @@
 //! block when the client does not read, and then the hub lets the watch fall back to history. Nothing grows.
 
 use super::Api;
+use super::auth::Caller;
 use super::convert;
 use super::pb::etcdserverpb as pb;
 use super::pb::mvccpb;
@@ -72,7 +73,7 @@ struct Progress {
 }
 
 struct Session {
-    api: Api,
+    api: Caller,
     out: mpsc::Sender<Answer>,
     updates: mpsc::Sender<Update>,
     watches: BTreeMap<i64, Running>,
@@ -133,6 +134,19 @@ fn watch_request(r: &pb::WatchCreateRequest, now: Revision) -> Result<WatchReque
         prev_kv: r.prev_kv,
         progress_notify: r.progress_notify,
     })
+}
+
+impl Caller {
+    /// Whoever watches keys reads them.
+    async fn may_watch(&self, r: &pb::WatchCreateRequest) -> Result<(), ApiError> {
+        let key = if r.key.is_empty() { &b"\0"[..] } else { &r.key };
+        Ok(self.grants().await?.read(key, &r.range_end)?)
+    }
+}
+
+/// An error as Go's gRPC prints it: clients compare a watch's cancel reason with that, and log in again on some.
+fn reason(e: &ApiError) -> String {
+    format!("rpc error: code = {:?} desc = {e}", e.code())
 }
 
 impl Session {
@@ -200,6 +214,7 @@ impl Session {
     }
 
     async fn open(&mut self, r: &pb::WatchCreateRequest, now: Revision) -> Result<(i64, WatchStream), String> {
+        self.api.may_watch(r).await.map_err(|e| reason(&e))?;
         let request = watch_request(r, now)?;
         let id = self.choose_id(r.watch_id)?;
         let stream = self.api.handle().watch(Keyspace::User, request).await.map_err(|e| e.to_string())?;
@@ -332,16 +347,10 @@ impl Watch for Api {
         let leader_required = self.require_leader(request.metadata())?;
         let (out, stream) = mpsc::channel(RESPONSES_MAX);
         let (updates, updates_rx) = mpsc::channel(UPDATES_MAX);
-        let session = Session {
-            api: self.clone(),
-            out,
-            updates,
-            watches: BTreeMap::new(),
-            next_id: 0,
-            next_serial: 0,
-            progress: Progress::default(),
-        };
-        tokio::spawn(session.run(request.into_inner(), updates_rx, leader_required));
+        let (caller, requests) = self.caller(request);
+        let session =
+            Session { api: caller, out, updates, watches: BTreeMap::new(), next_id: 0, next_serial: 0, progress: Progress::default() };
+        tokio::spawn(session.run(requests, updates_rx, leader_required));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

@@ -1,5 +1,6 @@
 //! Tests of the store as a whole; helpers that they share.
 
+mod auth;
 mod crash;
 mod model;
 mod semantics;

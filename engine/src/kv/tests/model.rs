@@ -89,7 +89,7 @@ impl Model {
                     self.change(|keys, _| keys.retain(|_, kv| kv.lease != *id));
                 }
             }
-            Command::MemberAttributes { .. } | Command::Alarm { .. } => {}
+            Command::MemberAttributes { .. } | Command::Alarm { .. } | Command::Auth(_) | Command::As { .. } => {}
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Whole clusters in one thread: simulated disks, network and clock; and one cluster on tokio.
 
 mod alone;
+mod auth;
 mod chaos;
 mod cluster;
 mod driver;

@@ -85,8 +85,6 @@ fn cluster() {
         assert!(ok(&s, "member list").await.contains(", started, one,"));
         assert!(ok(&s, "defrag").await.contains("Finished defragmenting"));
         assert_eq!(ok(&s, "alarm list").await, "");
-        let (success, text) = ctl(&s, "user add root:x", "").await;
-        assert!(!success && text.contains("not supported yet"), "{text}");
     });
 }
 
@@ -113,5 +111,47 @@ fn watch_and_elect() {
         while s.count("e/").await != 0 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    });
+}
+
+#[test]
+fn users_and_roles() {
+    if !installed() {
+        return;
+    }
+    with_server(|s| async move {
+        let refused = |arguments: &'static str, with: &'static str| {
+            let s = &s;
+            async move {
+                let (success, text) = ctl(s, arguments, "").await;
+                assert!(!success && text.contains(with), "etcdctl {arguments}: {text}");
+            }
+        };
+        assert!(ok(&s, "user add root:pw").await.contains("User root created"));
+        ok(&s, "user add alice:secret").await;
+        ok(&s, "role add team").await;
+        assert!(ok(&s, "role grant-permission team --prefix=true readwrite team/").await.contains("Role team updated"));
+        ok(&s, "user grant-role alice team").await;
+        // It makes the root role and grants it, as it finds root without.
+        assert!(ok(&s, "auth enable").await.contains("Authentication Enabled"));
+        refused("put k v", "user name is empty").await;
+        refused("--user=alice:wrong put k v", "authentication failed, invalid user ID or password").await;
+        refused("--user=alice:secret put k v", "permission denied").await;
+        assert_eq!(ok(&s, "--user=alice:secret put team/k v").await, "OK\n");
+        assert_eq!(ok(&s, "--user=alice:secret get --prefix team/").await, "team/k\nv\n");
+        refused("--user=alice:secret get --prefix tea", "permission denied").await;
+        refused("--user=alice:secret user list", "permission denied").await;
+        assert_eq!(ok(&s, "--user=root:pw user list").await, "alice\nroot\n");
+        assert_eq!(ok(&s, "--user=root:pw role list").await, "root\nteam\n");
+        assert!(ok(&s, "--user=root:pw user get alice --detail").await.contains("[team/, team0) (prefix team/)"));
+        assert!(
+            ok(&s, "--user=root:pw role revoke-permission --prefix team team/")
+                .await
+                .contains("Permission of range [team/, team0) is revoked")
+        );
+        refused("--user=alice:secret put team/k v", "permission denied").await;
+        ok(&s, "--user=root:pw user delete alice").await;
+        assert!(ok(&s, "--user=root:pw auth disable").await.contains("Authentication Disabled"));
+        assert_eq!(ok(&s, "put k v").await, "OK\n");
     });
 }

@@ -1,5 +1,6 @@
 //! The services against a real member on a real disk, through real sockets.
 
+mod auth;
 mod cluster;
 mod etcdctl;
 mod http;
@@ -106,8 +107,10 @@ fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Rc<Server>) -> F) {
         let told = closing.clone();
         let shutdown = async move { told.notified().await };
         let metrics = Arc::new(Metrics::new(stats, String::new));
+        // Passwords need not be safe here.
+        let auth = super::AuthSettings { bcrypt_cost: 4, ..Default::default() };
         let settings =
-            Settings { no_leader_grace: Duration::from_millis(300), quota_bytes: QUOTA_BYTES, metrics, ..Default::default() };
+            Settings { no_leader_grace: Duration::from_millis(300), quota_bytes: QUOTA_BYTES, metrics, auth, ..Default::default() };
         let service = tokio::task::spawn_local(serve_with(listener, handle.clone(), settings, shutdown));
         let channel = Channel::from_shared(address.clone()).expect("address").connect().await.expect("connect");
         let server = Rc::new(Server { address, channel, handle: handle.clone(), closing: closing.clone() });
