@@ -1,32 +1,30 @@
-//! Commands on the tables, inside one write transaction. Deterministic: no clock, no random, no hash order.
+//! Commands on the state in memory. Deterministic: no clock, no random, no hash order.
 //!
 //! A command is checked wholly before its first write, so that it either happens or leaves nothing behind.
 
 use super::alarm::{Alarm, Alarms};
 use super::auth::AuthState;
+use super::base::Base;
 use super::check::check_command;
-use super::codec::{
-    ALARMS, ATTACHED, AUTH, Current, INLINE_BYTES_MAX, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, State,
-    attached_key, damaged, index_key, index_value, tables_of,
-};
+use super::codec::{Rev, State, attached_key, damaged};
 use super::error::{ReadError, StoreError};
-use super::read::{Hit, Span, View};
+use super::fold::RECORD_OVERHEAD_BYTES;
+use super::overlay::{self, Overlay, Recent};
+use super::read::{Hit, Layer, Span, View};
 use super::store::{ApplyEntry, ApplyOutcome, MemberAttributes};
+use super::table::{Rows, Tbl};
 use super::types::{
     Applied, Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, Event, KeyValue, Keyspace, KvError,
     OpResponse, PutRequest, TxnOp, TxnRequest,
 };
 use crate::types::{NodeId, Revision};
 use bytes::Bytes;
-use redb::{ReadableTable, Table, WriteTransaction};
 use std::sync::Arc;
 
 /// etcd's bound on a lease's time.
 const LEASE_TTL_S_MAX: i64 = 9_000_000_000;
-/// What a record is taken to cost besides its bytes.
-const RECORD_OVERHEAD_BYTES: u64 = 16;
-
-pub(super) type Tbl<'t> = Table<'t, &'static [u8], &'static [u8]>;
+/// Whether the pair before a change is wanted with the change's event.
+pub(super) type WantsPrev<'t> = &'t dyn Fn(Keyspace, &Bytes) -> bool;
 
 /// A request refused, or a store that failed.
 pub(super) enum Stop {
@@ -50,12 +48,6 @@ impl Stop {
     }
 }
 
-struct KeyspaceTables<'t> {
-    current: Tbl<'t>,
-    log: Tbl<'t>,
-    index: Tbl<'t>,
-}
-
 /// The changes of one command: all have the same main revision.
 struct Change {
     keyspace: Keyspace,
@@ -75,10 +67,13 @@ struct Path {
     nested: Vec<Path>,
 }
 
-/// All tables open for writing.
+/// Everything open for writing: changes go to the overlay, over what is being folded and the file.
 pub(super) struct Writer<'t> {
     pub(super) state: State,
-    keyspaces: [KeyspaceTables<'t>; 2],
+    membership: Option<Bytes>,
+    keyspaces: &'t mut [Recent; 2],
+    frozen: Option<&'t Overlay>,
+    base: &'t Base,
     leases: Tbl<'t>,
     pub(super) attached: Tbl<'t>,
     members: Tbl<'t>,
@@ -87,8 +82,7 @@ pub(super) struct Writer<'t> {
     pub(super) auth_table: Tbl<'t>,
     /// What `auth_table` holds.
     pub(super) auth: Arc<AuthState>,
-    meta: Tbl<'t>,
-    scratch: Vec<u8>,
+    wants_prev: WantsPrev<'t>,
 }
 
 /// Inserts, keeping count of the bytes in use.
@@ -109,30 +103,38 @@ pub(super) fn remove(table: &mut Tbl<'_>, used: &mut u64, key: &[u8]) -> Result<
 }
 
 impl<'t> Writer<'t> {
-    pub(super) fn open(txn: &'t WriteTransaction, state: State, alarms: Alarms, auth: Arc<AuthState>) -> Result<Self, StoreError> {
-        let open = |keyspace| -> Result<KeyspaceTables<'t>, StoreError> {
-            let [current, log, index] = tables_of(keyspace);
-            Ok(KeyspaceTables { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)? })
-        };
-        Ok(Self {
+    pub(super) fn open(
+        overlay: &'t mut Overlay,
+        frozen: Option<&'t Overlay>,
+        base: &'t Base,
+        state: State,
+        alarms: Alarms,
+        auth: Arc<AuthState>,
+        wants_prev: WantsPrev<'t>,
+    ) -> Self {
+        // In the order of `PLAIN_TABLES`.
+        let [leases, attached, members, alarm_table, auth_table] = overlay.plain.each_mut();
+        let table = |place: usize, changes| Tbl { changes, frozen: frozen.map(|f| &f.plain[place]), base: &base.plain[place] };
+        Self {
             state,
-            keyspaces: [open(Keyspace::User)?, open(Keyspace::System)?],
-            leases: txn.open_table(LEASES)?,
-            attached: txn.open_table(ATTACHED)?,
-            members: txn.open_table(MEMBERS)?,
-            alarm_table: txn.open_table(ALARMS)?,
+            membership: None,
+            keyspaces: &mut overlay.keyspaces,
+            frozen,
+            base,
+            leases: table(0, leases),
+            attached: table(1, attached),
+            members: table(2, members),
+            alarm_table: table(3, alarm_table),
             alarms,
-            auth_table: txn.open_table(AUTH)?,
+            auth_table: table(4, auth_table),
             auth,
-            meta: txn.open_table(META)?,
-            scratch: Vec::new(),
-        })
+            wants_prev,
+        }
     }
 
-    /// Writes the numbers; what it returns is the store's state once the transaction commits.
-    pub(super) fn finish(mut self) -> Result<(State, Arc<AuthState>), StoreError> {
-        self.meta.insert(META_STATE, &self.state.encode()[..])?;
-        Ok((self.state, self.auth))
+    /// What it led to, alarms, users, and the membership where that changed.
+    pub(super) fn finish(self) -> (State, Alarms, Arc<AuthState>, Option<Bytes>) {
+        (self.state, self.alarms, self.auth, self.membership)
     }
 
     /// Applies one entry, or skips it when it has been applied.
@@ -156,7 +158,7 @@ impl<'t> Writer<'t> {
                 };
             }
             if let Some(membership) = &entry.membership {
-                self.meta.insert(META_MEMBERSHIP, &membership[..])?;
+                self.membership = Some(membership.clone());
             }
             self.state.applied = entry.index;
             self.state.term = entry.term;
@@ -197,13 +199,12 @@ impl<'t> Writer<'t> {
         }
     }
 
-    fn view(&self, change: &Change) -> View<'_, Tbl<'t>> {
-        let tables = &self.keyspaces[change.keyspace as usize];
+    fn view(&self, change: &Change) -> View<'_> {
         let state = &self.state.keyspaces[change.keyspace as usize];
+        let frozen = self.frozen.map(|frozen| Layer::Own(frozen.keyspace(change.keyspace)));
         View {
-            current: &tables.current,
-            log: &tables.log,
-            index: &tables.index,
+            layers: [Some(Layer::Own(&self.keyspaces[change.keyspace as usize])), frozen],
+            base: &self.base.keyspaces[change.keyspace as usize],
             revision: if change.events.is_empty() { state.revision } else { change.main },
             compact: state.compact,
         }
@@ -225,7 +226,8 @@ impl<'t> Writer<'t> {
     }
 
     fn put(&mut self, put: &PutRequest, change: &mut Change) -> Result<OpResponse, Stop> {
-        let old = self.view(change).get(&put.key, true)?;
+        let wants_prev = put.prev_kv || (self.wants_prev)(change.keyspace, &put.key);
+        let old = self.view(change).get(&put.key, wants_prev || put.ignore_value)?;
         let rev = change.next_rev();
         let kv = KeyValue {
             key: put.key.clone(),
@@ -241,45 +243,26 @@ impl<'t> Writer<'t> {
                 _ => put.lease,
             },
         };
-        self.log(change.keyspace, rev, false, &kv, old.as_ref())?;
-        let record = Current {
-            rev,
-            create: kv.create_revision.0,
-            version: kv.version,
-            lease: kv.lease,
-            inline: (kv.value.len() <= INLINE_BYTES_MAX).then_some(&kv.value[..]),
-        };
-        record.encode(&mut self.scratch);
-        let current = &mut self.keyspaces[change.keyspace as usize].current;
-        insert(current, &mut self.state.used_bytes, &kv.key, &self.scratch)?;
+        self.log(change.keyspace, rev, false, &kv, old.as_ref());
         self.attach(&kv.key, old.as_ref().map_or(0, |old| old.kv.lease), kv.lease)?;
-        let prev_kv = old.map(|old| old.kv);
-        change.events.push(Event { delete: false, kv, prev_kv: prev_kv.clone() });
-        Ok(OpResponse::Put { prev_kv: prev_kv.filter(|_| put.prev_kv) })
+        let prev_kv = old.filter(|_| wants_prev).map(|old| old.kv);
+        let response = OpResponse::Put { prev_kv: prev_kv.clone().filter(|_| put.prev_kv) };
+        change.events.push(Event { delete: false, kv, prev_kv });
+        Ok(response)
     }
 
-    /// Appends to the history, and files the version that it supersedes under its key.
-    fn log(&mut self, ks: Keyspace, rev: Rev, delete: bool, kv: &KeyValue, old: Option<&Hit>) -> Result<(), StoreError> {
-        let tables = &mut self.keyspaces[ks as usize];
-        let used = &mut self.state.used_bytes;
-        let logged = Logged {
+    /// Adds to the history.
+    fn log(&mut self, ks: Keyspace, rev: Rev, delete: bool, kv: &KeyValue, old: Option<&Hit>) {
+        self.keyspaces[ks as usize].push(overlay::Change {
+            rev,
             delete,
             create: kv.create_revision.0,
             version: kv.version,
             lease: kv.lease,
             prev: old.map_or(Rev::NONE, |old| old.rev),
-            key: &kv.key,
-            value: &kv.value,
-        };
-        logged.encode(&mut self.scratch);
-        insert(&mut tables.log, used, &rev.key(), &self.scratch)?;
-        if let Some(old) = old {
-            insert(&mut tables.index, used, &index_key(&kv.key, old.rev.main), &index_value(old.rev.sub, false))?;
-        }
-        if delete {
-            insert(&mut tables.index, used, &index_key(&kv.key, rev.main), &index_value(rev.sub, true))?;
-        }
-        Ok(())
+            key: kv.key.clone(),
+            value: kv.value.clone(),
+        });
     }
 
     /// Moves a key from one lease to another; 0 is none.
@@ -296,20 +279,22 @@ impl<'t> Writer<'t> {
         Ok(())
     }
 
-    fn delete(&mut self, old: Hit, change: &mut Change) -> Result<(), StoreError> {
+    fn delete(&mut self, mut old: Hit, change: &mut Change) -> Result<(), StoreError> {
         let rev = change.next_rev();
+        let wants_prev = (self.wants_prev)(change.keyspace, &old.kv.key);
+        if wants_prev {
+            self.view(change).load(&mut old)?;
+        }
         let key = old.kv.key.clone();
         let kv = KeyValue { key, mod_revision: Revision(rev.main), ..KeyValue::default() };
-        self.log(change.keyspace, rev, true, &kv, Some(&old))?;
-        let current = &mut self.keyspaces[change.keyspace as usize].current;
-        remove(current, &mut self.state.used_bytes, &kv.key)?;
+        self.log(change.keyspace, rev, true, &kv, Some(&old));
         self.attach(&kv.key, old.kv.lease, 0)?;
-        change.events.push(Event { delete: true, kv, prev_kv: Some(old.kv) });
+        change.events.push(Event { delete: true, kv, prev_kv: wants_prev.then_some(old.kv) });
         Ok(())
     }
 
     fn delete_range(&mut self, request: &DeleteRangeRequest, change: &mut Change) -> Result<OpResponse, Stop> {
-        let hits = self.view(change).all(Span::new(&request.key, &request.range_end), true)?;
+        let hits = self.view(change).all(Span::new(&request.key, &request.range_end), request.prev_kv)?;
         let deleted = hits.len() as u64;
         let mut prev_kvs = Vec::new();
         for hit in hits {
@@ -383,7 +368,7 @@ impl<'t> Writer<'t> {
         Ok(OpResponse::Txn { succeeded: path.succeeded, responses })
     }
 
-    /// Forgets history at once for readers; [`Self::collect`] removes it from the tables by and by.
+    /// Forgets history at once for readers; the folds to come remove it from the file by and by.
     fn compact(&mut self, keyspace: Keyspace, revision: Revision) -> Result<CommandResponse, Stop> {
         let state = &mut self.state.keyspaces[keyspace as usize];
         if revision.0 <= state.compact {
@@ -414,8 +399,8 @@ impl<'t> Writer<'t> {
         if !remove(&mut self.leases, &mut self.state.used_bytes, &id.to_be_bytes())? {
             return Err(Stop::Kv(KvError::LeaseNotFound));
         }
-        for key in lease_keys(&self.attached, id)? {
-            match self.view(change).get(&key, true)? {
+        for key in lease_keys(&self.attached.rows(), id)? {
+            match self.view(change).get(&key, false)? {
                 Some(hit) => self.delete(hit, change)?,
                 None => return Err(damaged("attached", "key that does not exist", &key).into()),
             }
@@ -435,7 +420,7 @@ impl<'t> Writer<'t> {
     pub(super) fn refound(&mut self, bump_revision: u64, mark_compacted: bool) -> Result<(), StoreError> {
         let used = &mut self.state.used_bytes;
         let mut keys = Vec::new();
-        for item in self.members.range::<&[u8]>(..)? {
+        for item in self.members.rows().range::<&[u8]>(..)? {
             keys.push(item?.0.value().to_vec());
         }
         for key in keys {
@@ -465,56 +450,6 @@ impl<'t> Writer<'t> {
         };
         Ok(CommandResponse::Alarms(if changed { vec![alarm] } else { Vec::new() }))
     }
-
-    /// Removes what no revision from `compact` on can reach: each change up to it makes its predecessor garbage, and a
-    /// deletion below it itself (one at it is still an event for who watches from there). Looks at about `events_max`
-    /// changes, whole revisions, each change once or twice in its life. True when more is left.
-    pub(super) fn collect(&mut self, events_max: usize) -> Result<bool, StoreError> {
-        let mut left = events_max;
-        for ks in [Keyspace::User, Keyspace::System] {
-            while self.state.keyspaces[ks as usize].collected < self.state.keyspaces[ks as usize].compact {
-                if left == 0 {
-                    return Ok(true);
-                }
-                left = left.saturating_sub(self.collect_some(ks, left)?);
-            }
-        }
-        Ok(false)
-    }
-
-    fn collect_some(&mut self, ks: Keyspace, events_max: usize) -> Result<usize, StoreError> {
-        let state = &mut self.state.keyspaces[ks as usize];
-        let tables = &mut self.keyspaces[ks as usize];
-        let used = &mut self.state.used_bytes;
-        // The changes of the compaction revision itself supersede as well; they are looked at again with the next one.
-        let end = state.compact.saturating_add(1);
-        let (from, to) = (Rev { main: state.collected, sub: 0 }.key(), Rev { main: end, sub: 0 }.key());
-        let mut garbage = Vec::new();
-        let (mut looked, mut main, mut done) = (0, state.collected, state.compact);
-        for item in tables.log.range::<&[u8]>(&from[..]..&to[..])? {
-            let (key, record) = item?;
-            let rev = Rev::from_key(key.value())?;
-            if looked >= events_max && rev.main > main && rev.main < state.compact {
-                done = rev.main;
-                break;
-            }
-            main = rev.main;
-            looked += 1;
-            let logged = Logged::decode(record.value())?;
-            if logged.prev != Rev::NONE {
-                garbage.push((logged.prev, Bytes::copy_from_slice(logged.key)));
-            }
-            if logged.delete && rev.main < state.compact {
-                garbage.push((rev, Bytes::copy_from_slice(logged.key)));
-            }
-        }
-        for (rev, key) in garbage {
-            remove(&mut tables.log, used, &rev.key())?;
-            remove(&mut tables.index, used, &index_key(&key, rev.main))?;
-        }
-        state.collected = done;
-        Ok(looked.max(1))
-    }
 }
 
 fn compares(compare: &Compare, kv: &KeyValue) -> bool {
@@ -534,7 +469,7 @@ fn compares(compare: &Compare, kv: &KeyValue) -> bool {
 }
 
 /// The keys attached to a lease, in order.
-pub(super) fn lease_keys(attached: &impl ReadableTable<&'static [u8], &'static [u8]>, id: i64) -> Result<Vec<Bytes>, StoreError> {
+pub(super) fn lease_keys(attached: &Rows<'_>, id: i64) -> Result<Vec<Bytes>, StoreError> {
     let prefix = id.to_be_bytes();
     let mut keys = Vec::new();
     for item in attached.range::<&[u8]>(&prefix[..]..)? {

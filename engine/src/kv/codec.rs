@@ -10,7 +10,7 @@ use redb::TableDefinition;
 pub(super) type Def = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 /// The version of tables and snapshot stream.
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 2;
 /// Values up to this length stand in `current` too, so that a range is one scan.
 pub(super) const INLINE_BYTES_MAX: usize = 512;
 
@@ -35,6 +35,9 @@ pub(super) const fn tables_of(keyspace: Keyspace) -> [Def; 3] {
         Keyspace::System => SYSTEM,
     }
 }
+
+/// The tables that have no revisions; the order is that of [`super::overlay::Overlay::plain`].
+pub(super) const PLAIN_TABLES: [Def; 5] = [LEASES, ATTACHED, MEMBERS, ALARMS, AUTH];
 
 /// The tables that a snapshot carries, with their numbers in the stream, ascending. `meta` travels in the
 /// stream's header.
@@ -373,6 +376,7 @@ mod tests {
         assert!(chapter.contains(&format!("version u32 = {FORMAT_VERSION}, applied index")));
         assert!(chapter.contains(&format!("as above ({} bytes)", State::LEN)));
         assert!(chapter.contains(&format!("values up to {INLINE_BYTES_MAX} bytes")));
-        assert!(chapter.contains("magic `brkrsnap`"));
+        assert!(chapter.contains(&format!("beyond {} bytes", crate::kv::block::BLOCK_BYTES_MAX)));
+        assert!(chapter.contains(&format!("magic `brkrsnap`, version u32 = {FORMAT_VERSION}")));
     }
 }

@@ -49,6 +49,10 @@ pub enum StoreError {
         /// The index of the offered entry.
         got: Index,
     },
+    /// An earlier change or checkpoint failed in the midst. What was durable before it is found by opening the
+    /// store again.
+    #[error("store: an earlier change failed; start the member again to recover from its log")]
+    Broken,
     /// A snapshot is being restored; the store takes no other change meanwhile.
     #[error("store: a snapshot is being restored")]
     Restoring,

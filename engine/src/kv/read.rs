@@ -1,13 +1,25 @@
-//! Reading the tables, inside a read transaction or in the midst of a write transaction alike.
+//! Reading a key space: what was applied since the last checkpoint lies over the file.
+//!
+//! A view is of one revision. Changes of later ones are there and not looked at, so that a reader holds no
+//! lock for longer than it takes to copy a few references.
 
-use super::codec::{Current, Logged, Rev, damaged, index_key, split_index_key, split_index_value};
+use super::base::{BaseKeyspace, Seen, Walk};
+use super::codec::{Current, Logged, Rev, damaged};
 use super::error::{ReadError, StoreError};
-use super::types::{KeyValue, KvError, RangeRequest, RangeResponse, SortOrder, SortTarget};
+use super::overlay::{Change, Overlay, Recent};
+use super::store::read_lock;
+use super::types::{KeyValue, Keyspace, KvError, RangeRequest, RangeResponse, SortOrder, SortTarget};
 use crate::types::Revision;
 use bytes::Bytes;
-use redb::ReadableTable;
-use std::cmp::Ordering;
+use std::collections::VecDeque;
 use std::ops::Bound;
+use std::sync::RwLock;
+
+pub(super) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// Changes that a cursor copies under one lock, first and at most.
+const CHUNK_MIN: usize = 16;
+const CHUNK_MAX: usize = 256;
 
 /// A request's keys.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +39,7 @@ impl<'a> Span<'a> {
         }
     }
 
-    fn bounds(&self) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
+    pub(super) fn bounds(&self) -> Bounds<'a> {
         match *self {
             Self::One(key) => (Bound::Included(key), Bound::Included(key)),
             Self::Range(start, None) => (Bound::Included(start), Bound::Unbounded),
@@ -58,24 +70,62 @@ struct Wanted<'f> {
     filter: &'f dyn Fn(&KeyValue) -> bool,
 }
 
-/// The three tables of a key space at one moment.
-pub(super) struct View<'t, T> {
-    pub current: &'t T,
-    pub log: &'t T,
-    pub index: &'t T,
+/// Changes over the file.
+#[derive(Clone, Copy)]
+pub(super) enum Layer<'t> {
+    /// Perhaps being added to by somebody else.
+    Shared(&'t RwLock<Overlay>, Keyspace),
+    /// In the hands of whoever reads.
+    Own(&'t Recent),
+}
+
+impl Layer<'_> {
+    fn with<R>(&self, f: impl FnOnce(&Recent) -> R) -> R {
+        match self {
+            Self::Shared(overlay, keyspace) => f(read_lock(overlay).keyspace(*keyspace)),
+            Self::Own(recent) => f(recent),
+        }
+    }
+}
+
+/// A key space at one moment.
+pub(super) struct View<'t> {
+    /// Later changes first.
+    pub layers: [Option<Layer<'t>>; 2],
+    pub base: &'t BaseKeyspace,
     /// The newest revision to be seen; inside a transaction that has written, its own.
     pub revision: u64,
     pub compact: u64,
 }
 
-impl<T: ReadableTable<&'static [u8], &'static [u8]>> View<'_, T> {
+fn hit_of(change: &Change) -> Option<Hit> {
+    (!change.delete).then(|| Hit { rev: change.rev, kv: change.key_value(), loaded: true })
+}
+
+fn key_value(rev: Rev, record: &Logged<'_>) -> KeyValue {
+    KeyValue {
+        key: Bytes::copy_from_slice(record.key),
+        value: Bytes::copy_from_slice(record.value),
+        create_revision: Revision(record.create),
+        mod_revision: Revision(rev.main),
+        version: record.version,
+        lease: record.lease,
+    }
+}
+
+impl<'t> View<'t> {
     /// The living version of a key, with its value if `values`.
     pub(super) fn get(&self, key: &[u8], values: bool) -> Result<Option<Hit>, StoreError> {
-        let Some(guard) = self.current.get(key)? else { return Ok(None) };
-        self.hit(Bytes::copy_from_slice(key), Current::decode(guard.value())?, values).map(Some)
+        for layer in self.layers.iter().flatten() {
+            if let Some(found) = layer.with(|recent| recent.get(key, self.revision).map(hit_of)) {
+                return Ok(found);
+            }
+        }
+        let Some(guard) = self.base.get(key)? else { return Ok(None) };
+        self.hit(Bytes::copy_from_slice(key), &Current::decode(guard.value())?, values).map(Some)
     }
 
-    fn hit(&self, key: Bytes, record: Current<'_>, values: bool) -> Result<Hit, StoreError> {
+    fn hit(&self, key: Bytes, record: &Current<'_>, values: bool) -> Result<Hit, StoreError> {
         let mut hit = Hit {
             rev: record.rev,
             kv: KeyValue {
@@ -100,8 +150,8 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> View<'_, T> {
         Ok(hit)
     }
 
-    /// Fills in the value out of `log`.
-    fn load(&self, hit: &mut Hit) -> Result<(), StoreError> {
+    /// Fills in the value out of the history.
+    pub(super) fn load(&self, hit: &mut Hit) -> Result<(), StoreError> {
         if !hit.loaded {
             hit.kv = self.logged(hit.rev)?.ok_or_else(|| damaged("log", "missing version", &hit.rev.key()))?;
             hit.loaded = true;
@@ -109,97 +159,93 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> View<'_, T> {
         Ok(())
     }
 
-    /// A put of the past, out of `log`; `None` when it has been collected.
+    /// A put of the past; `None` when it has been collected.
     pub(super) fn logged(&self, rev: Rev) -> Result<Option<KeyValue>, StoreError> {
-        let Some(guard) = self.log.get(&rev.key()[..])? else { return Ok(None) };
-        let record = Logged::decode(guard.value())?;
-        Ok(Some(KeyValue {
-            key: Bytes::copy_from_slice(record.key),
-            value: Bytes::copy_from_slice(record.value),
-            create_revision: Revision(record.create),
-            mod_revision: Revision(rev.main),
-            version: record.version,
-            lease: record.lease,
-        }))
+        if rev.main > self.base.revision {
+            let found = self.layers.iter().flatten().find_map(|layer| layer.with(|recent| recent.logged(rev).map(Change::key_value)));
+            return Ok(found);
+        }
+        self.base.logged(rev, |record| key_value(rev, record))
+    }
+
+    /// Shows `f` the history from `from` on, below `to`, until it returns false.
+    pub(super) fn for_each_logged(
+        &self,
+        from: Rev,
+        to: Rev,
+        mut f: impl FnMut(Rev, &Logged<'_>) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        if from.main <= self.base.revision && !self.base.for_each_logged(from, to, &mut f)? {
+            return Ok(());
+        }
+        for layer in self.layers.iter().rev().flatten() {
+            let mut next = from;
+            loop {
+                let chunk = layer.with(|recent| {
+                    let changes = recent.log_range(next, to);
+                    changes[..changes.len().min(CHUNK_MAX)].to_vec()
+                });
+                let Some(last) = chunk.last() else { break };
+                next = Rev { main: last.rev.main, sub: last.rev.sub.saturating_add(1) };
+                for change in &chunk {
+                    if !f(change.rev, &change.logged())? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Every living version in the span.
     pub(super) fn all(&self, span: Span<'_>, values: bool) -> Result<Vec<Hit>, StoreError> {
         let wanted = Wanted { values, reverse: false, hits_max: usize::MAX, filter: &|_| true };
-        Ok(self.scan(span, &wanted)?.0)
+        Ok(self.scan(span, self.revision, &wanted)?.0)
     }
 
-    /// Walks the living keys: the wanted hits and the count of all.
-    fn scan(&self, span: Span<'_>, wanted: &Wanted<'_>) -> Result<(Vec<Hit>, u64), StoreError> {
+    /// Walks the keys that live at revision `at`: the wanted hits and the count of all.
+    fn scan(&self, span: Span<'_>, at: u64, wanted: &Wanted<'_>) -> Result<(Vec<Hit>, u64), StoreError> {
         let (mut hits, mut count) = (Vec::new(), 0);
         if span.is_empty() {
             return Ok((hits, count));
         }
-        if let Span::One(key) = span {
+        if let (Span::One(key), true) = (span, at == self.revision) {
             let hit = self.get(key, wanted.values)?;
             count = u64::from(hit.is_some());
             hits.extend(hit.filter(|hit| wanted.hits_max > 0 && (wanted.filter)(&hit.kv)));
             return Ok((hits, count));
         }
-        let mut range = self.current.range::<&[u8]>(span.bounds())?;
-        while let Some(item) = if wanted.reverse { range.next_back() } else { range.next() } {
-            count += 1;
-            if hits.len() < wanted.hits_max {
-                let (key, record) = item?;
-                let key = Bytes::copy_from_slice(key.value());
-                let hit = self.hit(key, Current::decode(record.value())?, wanted.values)?;
-                if (wanted.filter)(&hit.kv) {
-                    hits.push(hit);
+        let mut cursors = self.layers.map(|layer| layer.map(|layer| Cursor::new(layer, span, at, wanted.reverse)));
+        let mut walk = self.base.walk(span, at, wanted.reverse)?;
+        while let Some(from) = pick(&mut cursors, &walk, wanted.reverse) {
+            let full = hits.len() >= wanted.hits_max;
+            if let Some(change) = take(&mut cursors, &mut walk, from)? {
+                if !change.delete {
+                    count += 1;
+                    hits.extend(hit_of(&change).filter(|hit| !full && (wanted.filter)(&hit.kv)));
                 }
-            } else {
-                item?;
+                continue;
             }
+            if let Some(seen) = walk.seen()? {
+                count += 1;
+                if !full {
+                    let hit = self.seen(walk.key().unwrap_or_default(), seen, wanted.values)?;
+                    hits.extend(Some(hit).filter(|hit| (wanted.filter)(&hit.kv)));
+                }
+            }
+            walk.advance()?;
         }
         Ok((hits, count))
     }
 
-    /// The same as of revision `at`: a merge of `current`, which knows keys untouched since, with `index`,
-    /// which knows superseded versions and deletions.
-    fn scan_at(&self, span: Span<'_>, at: u64, wanted: &Wanted<'_>) -> Result<(Vec<Hit>, u64), StoreError> {
-        let (mut hits, mut count) = (Vec::new(), 0);
-        if span.is_empty() {
-            return Ok((hits, count));
-        }
-        let mut olds = OldVersions::new(self.index, span, at)?;
-        let mut range = self.current.range::<&[u8]>(span.bounds())?;
-        let (mut old, mut new) = (olds.next()?, range.next().transpose()?);
-        loop {
-            let order = match (&old, &new) {
-                (None, None) => return Ok((hits, count)),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some(old), Some((key, _))) => old.key[..].cmp(key.value()),
-            };
-            let full = hits.len() >= wanted.hits_max;
-            let mut seen = None;
-            if order.is_ge() {
-                if let Some((key, record)) = &new {
-                    let record = Current::decode(record.value())?;
-                    if record.rev.main <= at {
-                        count += 1;
-                        let wanted_now = (!full).then(|| self.hit(Bytes::copy_from_slice(key.value()), record, wanted.values));
-                        seen = Some(wanted_now.transpose()?);
-                    }
-                }
-                new = range.next().transpose()?;
+    fn seen(&self, key: &[u8], seen: Seen<'_>, values: bool) -> Result<Hit, StoreError> {
+        match seen {
+            Seen::Current(record) => self.hit(Bytes::copy_from_slice(key), &record, values),
+            Seen::Old(rev) => {
+                let mut hit = Hit { rev, kv: KeyValue::default(), loaded: false };
+                self.load(&mut hit)?;
+                Ok(hit)
             }
-            if order.is_le() {
-                if let Some(rev) = old.as_ref().and_then(|old| old.visible).filter(|_| seen.is_none()) {
-                    count += 1;
-                    if !full {
-                        let mut hit = Hit { rev, kv: KeyValue::default(), loaded: false };
-                        self.load(&mut hit)?;
-                        seen = Some(Some(hit));
-                    }
-                }
-                old = olds.next()?;
-            }
-            hits.extend(seen.flatten().filter(|hit| (wanted.filter)(&hit.kv)));
         }
     }
 
@@ -234,7 +280,8 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> View<'_, T> {
         let filter = |kv: &KeyValue| passes(r, kv);
         let wanted = Wanted { values, reverse, hits_max, filter: &filter };
         let span = Span::new(&r.key, &r.range_end);
-        let (mut hits, count) = if now { self.scan(span, &wanted)? } else { self.scan_at(span, r.revision.0, &wanted)? };
+        let at = if now { self.revision } else { r.revision.0 };
+        let (mut hits, count) = self.scan(span, at, &wanted)?;
         if !sorted {
             sort(&mut hits, r.sort_target, r.sort_order);
         }
@@ -261,7 +308,7 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> View<'_, T> {
             false
         };
         let wanted = Wanted { values: false, reverse: false, hits_max: usize::MAX, filter: &filter };
-        self.scan_at(Span::Range(b"", None), at, &wanted).map(drop)
+        self.scan(Span::Range(b"", None), at, &wanted).map(drop)
     }
 }
 
@@ -286,57 +333,93 @@ fn sort(hits: &mut [Hit], target: SortTarget, order: SortOrder) {
     });
 }
 
-/// One key of `index`, with its version as of the wanted revision.
-struct OldVersion {
-    key: Vec<u8>,
-    /// `None`: deleted, or not yet there.
-    visible: Option<Rev>,
-}
-
-/// Groups `index` by key.
-struct OldVersions<'t> {
-    range: redb::Range<'t, &'static [u8], &'static [u8]>,
-    ahead: Option<(Vec<u8>, Rev, bool)>,
+/// Walks a layer's keys in chunks, so that its lock is held for moments only.
+struct Cursor<'t> {
+    layer: Layer<'t>,
+    /// What is left: moves on with each chunk.
+    from: Bound<Bytes>,
+    to: Bound<Bytes>,
     at: u64,
+    reverse: bool,
+    chunk: VecDeque<Change>,
+    chunk_max: usize,
+    ended: bool,
 }
 
-impl<'t> OldVersions<'t> {
-    fn new<T: ReadableTable<&'static [u8], &'static [u8]>>(index: &'t T, span: Span<'_>, at: u64) -> Result<Self, StoreError> {
-        let (start, end) = match span {
-            Span::One(key) => (index_key(key, 0), Some(index_key(key, u64::MAX))),
-            Span::Range(start, end) => (index_key(start, 0), end.map(|end| index_key(end, 0))),
-        };
-        let end = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let range = index.range::<&[u8]>((Bound::Included(&start[..]), end))?;
-        let mut olds = Self { range, ahead: None, at };
-        olds.ahead = olds.read()?;
-        Ok(olds)
+fn owned(bound: Bound<&[u8]>) -> Bound<Bytes> {
+    bound.map(Bytes::copy_from_slice)
+}
+
+fn borrowed(bound: &Bound<Bytes>) -> Bound<&[u8]> {
+    bound.as_ref().map(|key| &key[..])
+}
+
+impl<'t> Cursor<'t> {
+    fn new(layer: Layer<'t>, span: Span<'_>, at: u64, reverse: bool) -> Self {
+        let (from, to) = span.bounds();
+        let (from, to) = (owned(from), owned(to));
+        Self { layer, from, to, at, reverse, chunk: VecDeque::new(), chunk_max: CHUNK_MIN, ended: false }
     }
 
-    fn read(&mut self) -> Result<Option<(Vec<u8>, Rev, bool)>, StoreError> {
-        let Some(item) = self.range.next() else { return Ok(None) };
-        let (key, value) = item?;
-        let (key, main) = split_index_key(key.value())?;
-        let (sub, tombstone) = split_index_value(value.value())?;
-        Ok(Some((key, Rev { main, sub }, tombstone)))
-    }
-
-    fn next(&mut self) -> Result<Option<OldVersion>, StoreError> {
-        let Some((key, rev, tombstone)) = self.ahead.take() else { return Ok(None) };
-        let mut old = OldVersion { key, visible: None };
-        let mut version = Some((rev, tombstone));
-        while let Some((rev, tombstone)) = version {
-            if rev.main <= self.at {
-                old.visible = (!tombstone).then_some(rev);
-            }
-            version = match self.read()? {
-                Some((key, rev, tombstone)) if key == old.key => Some((rev, tombstone)),
-                other => {
-                    self.ahead = other;
-                    None
-                }
-            };
+    fn peek(&mut self) -> Option<&Change> {
+        if self.chunk.is_empty() && !self.ended {
+            self.fill();
         }
-        Ok(Some(old))
+        self.chunk.front()
     }
+
+    fn fill(&mut self) {
+        let bounds = (borrowed(&self.from), borrowed(&self.to));
+        self.chunk = self.layer.with(|recent| {
+            let range = recent.range(bounds, self.at);
+            if self.reverse { range.rev().take(self.chunk_max).cloned().collect() } else { range.take(self.chunk_max).cloned().collect() }
+        });
+        self.ended = self.chunk.len() < self.chunk_max;
+        self.chunk_max = (self.chunk_max * 2).min(CHUNK_MAX);
+        if let Some(last) = self.chunk.back() {
+            let edge = Bound::Excluded(last.key.clone());
+            if self.reverse {
+                self.to = edge;
+            } else {
+                self.from = edge;
+            }
+            // An empty range of two excluded ends is more than the tree stands.
+            self.ended |= matches!((&self.from, &self.to), (Bound::Excluded(a) | Bound::Included(a), Bound::Excluded(b)) if a >= b);
+        }
+    }
+}
+
+type Cursors<'t> = [Option<Cursor<'t>>; 2];
+
+/// Which stream has the next key: a layer by its place, or the file (`None`); of equal keys, the layer on top.
+fn pick(cursors: &mut Cursors<'_>, walk: &Walk<'_>, reverse: bool) -> Option<Option<usize>> {
+    let mut best: Option<(Option<usize>, &[u8])> = None;
+    for (i, cursor) in cursors.iter_mut().enumerate() {
+        let Some(key) = cursor.as_mut().and_then(Cursor::peek).map(|change| &change.key[..]) else { continue };
+        if best.is_none_or(|(_, best)| if reverse { key > best } else { key < best }) {
+            best = Some((Some(i), key));
+        }
+    }
+    if let Some(key) = walk.key()
+        && best.is_none_or(|(_, best)| if reverse { key > best } else { key < best })
+    {
+        return Some(None);
+    }
+    best.map(|(from, _)| from)
+}
+
+/// Takes the next key's change off the layer that [`pick`] chose, and off the streams below; `None` when it
+/// chose the file.
+fn take(cursors: &mut Cursors<'_>, walk: &mut Walk<'_>, from: Option<usize>) -> Result<Option<Change>, StoreError> {
+    let Some(from) = from else { return Ok(None) };
+    let Some(change) = cursors[from].as_mut().and_then(|cursor| cursor.chunk.pop_front()) else { return Ok(None) };
+    for cursor in cursors[from + 1..].iter_mut().flatten() {
+        if cursor.peek().is_some_and(|below| below.key == change.key) {
+            cursor.chunk.pop_front();
+        }
+    }
+    if walk.key() == Some(&change.key[..]) {
+        walk.advance()?;
+    }
+    Ok(Some(change))
 }

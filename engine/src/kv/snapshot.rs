@@ -344,7 +344,7 @@ impl RestoreWriter {
         let alarms = Alarms::read(&txn.open_table(ALARMS)?)?;
         let auth = Arc::new(AuthState::load(&txn.open_table(AUTH)?)?);
         txn.commit()?;
-        self.inner.install(state, Some(membership), alarms, auth);
+        self.inner.replace(state, membership, alarms, auth)?;
         Ok((state.applied, state.term))
     }
 }

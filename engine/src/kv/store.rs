@@ -1,32 +1,34 @@
 //! The store's public face.
 
 use super::alarm::{Alarm, Alarms};
-use super::apply::{Tbl, Writer, lease_keys};
+use super::apply::{WantsPrev, Writer, lease_keys};
 use super::auth::AuthState;
 use super::backend::{make_file, open_backend, open_file};
 use super::backup::Refound;
+use super::base::{Base, read_state, read_state_of};
 use super::codec::{
-    ALARMS, ATTACHED, AUTH, Def, LEASES, Logged, MEMBERS, META, META_MEMBERSHIP, META_STATE, Rev, SNAPSHOT_TABLES, State, damaged,
-    tables_of,
+    ALARMS, ATTACHED, AUTH, Def, LEASES, Logged, MEMBERS, META, META_STATE, PLAIN_TABLES, Rev, SNAPSHOT_TABLES, State, damaged,
 };
 use super::error::{ReadError, StoreError};
-use super::read::View;
+use super::fold::fold;
+use super::overlay::{Changes, Overlay};
+use super::read::{Layer, View};
 use super::snapshot::{RestoreWriter, SnapshotReader};
+use super::table::{OwnedRows, Rows};
 use super::types::{Applied, Command, Event, KeyValue, Keyspace, RangeRequest, RangeResponse};
 use crate::types::{Index, NodeId, Revision, Term};
 use bytes::Bytes;
-use redb::{Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{Database, ReadableDatabase, TableHandle as _, WriteTransaction};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use xxhash_rust::xxh3::Xxh3;
 
 /// A page of history holds about so many bytes of keys and values, unless one revision alone has more.
 const EVENT_PAGE_BYTES_MAX: usize = 1 << 20;
-/// Changes looked at for garbage in passing, for each entry applied and for each batch.
-const COLLECT_PER_ENTRY: usize = 4;
-const COLLECT_PER_BATCH: usize = 64;
+/// Changes that one checkpoint looks at for garbage.
+const COLLECT_PER_CHECKPOINT_MAX: usize = 100_000;
 
 /// A committed entry of the Raft log, decoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +52,7 @@ pub struct ApplyOutcome {
     pub applied: Applied,
     /// The key space that `applied.revision` and `events` belong to.
     pub keyspace: Keyspace,
-    /// The changes, all of revision `applied.revision`, in order; `prev_kv` is always filled.
+    /// The changes, all of revision `applied.revision`, in order; `prev_kv` is filled where it was wanted.
     pub events: Vec<Event>,
     /// The entry had been applied before: nothing was done, and the answer is lost.
     pub skipped: bool,
@@ -92,21 +94,42 @@ pub struct EventPage {
     pub next: Revision,
 }
 
+/// What was applied, as layers: later ones lie over earlier ones.
+#[derive(Clone, Debug)]
+struct Layers {
+    /// Since the last checkpoint began. Locked for writing over each batch.
+    recent: Arc<RwLock<Overlay>>,
+    /// What a checkpoint is folding into the file: changes no more.
+    frozen: Option<Arc<RwLock<Overlay>>>,
+    /// The file as of the last checkpoint.
+    base: Arc<Base>,
+    /// The numbers as of the last batch. Versions in `recent` that are later belong to a batch under way.
+    state: State,
+    alarms: Alarms,
+    auth: Arc<AuthState>,
+    membership: Option<Bytes>,
+}
+
 /// What [`Store`] and a [`RestoreWriter`] share.
+///
+/// Locks are taken in the order of the fields, `layers` for moments only.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) db: Database,
     file_bytes: Arc<AtomicU64>,
-    /// The state that the last commit left.
-    pub(super) state: Mutex<State>,
-    membership: Mutex<Option<Bytes>>,
-    alarms: Mutex<Alarms>,
-    auth: Mutex<Arc<AuthState>>,
-    /// [`AuthState::mark`] of `auth`, for a look without a lock.
+    /// [`AuthState::mark`] of the users, for a look without a lock.
     auth_mark: AtomicU64,
-    /// Held over each write transaction and the update of `state` after it.
+    /// Held over each checkpoint.
+    folding: Mutex<()>,
+    /// Held over each batch, and while layers are exchanged.
     writer: Mutex<()>,
+    layers: Mutex<Layers>,
+    /// Memory that `recent` and `frozen` take.
+    recent_bytes: AtomicUsize,
+    frozen_bytes: AtomicUsize,
     pub(super) restoring: AtomicBool,
+    /// A batch or checkpoint failed half-way.
+    broken: AtomicBool,
 }
 
 /// A value that is always whole: a thread that panics over it leaves the old or the new one.
@@ -114,15 +137,24 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The same of an overlay: versions of a batch that a panic cut short are above the revision that readers see.
+pub(super) fn read_lock<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_lock<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Inner {
-    pub(super) fn install(&self, state: State, membership: Option<Option<Bytes>>, alarms: Alarms, auth: Arc<AuthState>) {
-        *lock(&self.state) = state;
-        *lock(&self.alarms) = alarms;
+    /// The file was replaced by other content, and nothing was applied over it.
+    pub(super) fn replace(&self, state: State, membership: Option<Bytes>, alarms: Alarms, auth: Arc<AuthState>) -> Result<(), StoreError> {
+        let base = Arc::new(Base::open(&self.db)?);
+        let _turn = lock(&self.writer);
         self.auth_mark.store(auth.mark(), Ordering::Release);
-        *lock(&self.auth) = auth;
-        if let Some(membership) = membership {
-            *lock(&self.membership) = membership;
-        }
+        *lock(&self.layers) = Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth, membership };
+        self.recent_bytes.store(0, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -132,28 +164,31 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-type ReadTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
+/// A checkpoint that has begun.
+pub(super) struct Frozen<'s> {
+    overlay: Arc<RwLock<Overlay>>,
+    state: State,
+    membership: Option<Bytes>,
+    _folding: MutexGuard<'s, ()>,
+}
 
 /// A key space at one moment.
-struct Reading {
-    tables: [ReadTable; 3],
-    state: State,
+pub(super) struct Reading {
+    layers: Layers,
     keyspace: Keyspace,
 }
 
 impl Reading {
-    fn view(&self) -> View<'_, ReadTable> {
-        let [current, log, index] = &self.tables;
-        let state = &self.state.keyspaces[self.keyspace as usize];
-        View { current, log, index, revision: state.revision, compact: state.compact }
+    pub(super) fn view(&self) -> View<'_> {
+        let Layers { recent, frozen, base, state, .. } = &self.layers;
+        let numbers = &state.keyspaces[self.keyspace as usize];
+        View {
+            layers: [Some(Layer::Shared(recent, self.keyspace)), frozen.as_deref().map(|f| Layer::Shared(f, self.keyspace))],
+            base: &base.keyspaces[self.keyspace as usize],
+            revision: numbers.revision,
+            compact: numbers.compact,
+        }
     }
-}
-
-pub(super) fn read_state(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Option<(State, Option<Bytes>)>, StoreError> {
-    let Some(state) = meta.get(META_STATE)? else { return Ok(None) };
-    let state = State::decode(state.value())?;
-    let membership = meta.get(META_MEMBERSHIP)?.map(|m| Bytes::copy_from_slice(m.value()));
-    Ok(Some((state, membership)))
 }
 
 /// What [`initialise`] finds: numbers, membership, alarms, users.
@@ -162,7 +197,7 @@ type Found = (State, Option<Bytes>, Alarms, AuthState);
 /// Makes the tables, so that readers find them, and reads the state.
 fn initialise(txn: &WriteTransaction) -> Result<Found, StoreError> {
     for (_, table, _) in SNAPSHOT_TABLES {
-        let _: Tbl<'_> = txn.open_table(table)?;
+        txn.open_table(table)?;
     }
     let alarms = Alarms::read(&txn.open_table(ALARMS)?)?;
     let auth = AuthState::load(&txn.open_table(AUTH)?)?;
@@ -191,16 +226,18 @@ impl Store {
         txn.set_quick_repair(true);
         let (state, membership, alarms, auth) = initialise(&txn)?;
         txn.commit()?;
+        let base = Arc::new(Base::open(&db)?);
         let inner = Inner {
             db,
             file_bytes,
-            state: Mutex::new(state),
-            membership: Mutex::new(membership),
-            alarms: Mutex::new(alarms),
             auth_mark: AtomicU64::new(auth.mark()),
-            auth: Mutex::new(Arc::new(auth)),
+            folding: Mutex::new(()),
             writer: Mutex::new(()),
+            layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth: Arc::new(auth), membership }),
+            recent_bytes: AtomicUsize::new(0),
+            frozen_bytes: AtomicUsize::new(0),
             restoring: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -208,26 +245,26 @@ impl Store {
     /// The last applied entry. Survives a crash only as of the last [`Self::checkpoint`].
     #[must_use]
     pub fn applied(&self) -> (Index, Term) {
-        let state = lock(&self.inner.state);
+        let state = self.state();
         (state.applied, state.term)
     }
 
     /// The membership that the last membership change left, if there was one.
     #[must_use]
     pub fn membership(&self) -> Option<Bytes> {
-        lock(&self.inner.membership).clone()
+        lock(&self.inner.layers).membership.clone()
     }
 
     /// The active alarms.
     #[must_use]
     pub fn alarms(&self) -> Vec<Alarm> {
-        lock(&self.inner.alarms).0.iter().copied().collect()
+        lock(&self.inner.layers).alarms.0.iter().copied().collect()
     }
 
     /// Users, roles and permissions, as of the last applied batch.
     #[must_use]
     pub fn auth(&self) -> Arc<AuthState> {
-        Arc::clone(&lock(&self.inner.auth))
+        Arc::clone(&lock(&self.inner.layers).auth)
     }
 
     /// 0 while authentication is off, else the auth revision. Costs one load.
@@ -261,96 +298,172 @@ impl Store {
         Ok(members)
     }
 
-    /// Applies a batch atomically, visible to readers at once, durable at the next [`Self::checkpoint`].
-    /// Entries at or below the applied index are skipped; one outcome for each entry.
-    pub fn apply(&self, batch: &[ApplyEntry]) -> Result<Vec<ApplyOutcome>, StoreError> {
-        let membership = batch.iter().rev().find_map(|e| e.membership.clone().map(|m| (e.index, m)));
-        let before = self.applied().0;
-        self.write(|writer| {
-            let outcomes = batch.iter().map(|entry| writer.apply(entry)).collect::<Result<Vec<_>, _>>()?;
-            writer.collect(COLLECT_PER_BATCH + COLLECT_PER_ENTRY * batch.len())?;
-            let membership = membership.filter(|(index, _)| *index > before).map(|(_, m)| Some(m));
-            Ok((outcomes, membership))
-        })
+    fn state(&self) -> State {
+        lock(&self.inner.layers).state
     }
 
-    /// Runs `f` in one non-durable transaction.
-    fn write<R>(&self, f: impl FnOnce(&mut Writer<'_>) -> Result<(R, Option<Option<Bytes>>), StoreError>) -> Result<R, StoreError> {
+    /// Applies a batch atomically, visible to readers at once, durable at the next [`Self::checkpoint`].
+    /// Entries at or below the applied index are skipped; one outcome for each entry. All events have the pair
+    /// before the change.
+    pub fn apply(&self, batch: &[ApplyEntry]) -> Result<Vec<ApplyOutcome>, StoreError> {
+        self.apply_with(batch, &|_, _| true)
+    }
+
+    /// The same, with the pair before the change for those keys only for which `wants_prev` says so: a value
+    /// that nobody asks for need not be read.
+    pub fn apply_with(&self, batch: &[ApplyEntry], wants_prev: &dyn Fn(Keyspace, &Bytes) -> bool) -> Result<Vec<ApplyOutcome>, StoreError> {
+        let mut applied = self.applied().0;
+        for entry in batch {
+            if entry.index > applied.next() {
+                return Err(StoreError::Gap { applied, got: entry.index });
+            }
+            applied = applied.max(entry.index);
+        }
+        self.write(wants_prev, |writer| batch.iter().map(|entry| writer.apply(entry)).collect())
+    }
+
+    /// Runs `f` on the state in memory; what it did is seen once it is done.
+    fn write<R>(&self, wants_prev: WantsPrev<'_>, f: impl FnOnce(&mut Writer<'_>) -> Result<R, StoreError>) -> Result<R, StoreError> {
         let _turn = self.take_turn()?;
-        let state = *lock(&self.inner.state);
-        let mut txn = self.inner.db.begin_write()?;
-        txn.set_durability(Durability::None)?;
-        let mut writer = Writer::open(&txn, state, lock(&self.inner.alarms).clone(), self.auth())?;
-        let (result, membership) = f(&mut writer)?;
-        let alarms = writer.alarms.clone();
-        let (state, auth) = writer.finish()?;
-        txn.commit()?;
-        self.inner.install(state, membership, alarms, auth);
+        let layers = lock(&self.inner.layers).clone();
+        let frozen = layers.frozen.as_deref().map(read_lock);
+        let mut recent = write_lock(&layers.recent);
+        let mut writer = Writer::open(&mut recent, frozen.as_deref(), &layers.base, layers.state, layers.alarms, layers.auth, wants_prev);
+        // Until it is done, so that an error or a panic in the midst leaves it so.
+        self.inner.broken.store(true, Ordering::Release);
+        let result = f(&mut writer)?;
+        let (state, alarms, auth, membership) = writer.finish();
+        let mut layers = lock(&self.inner.layers);
+        layers.state = state;
+        layers.alarms = alarms;
+        self.inner.auth_mark.store(auth.mark(), Ordering::Release);
+        layers.auth = auth;
+        if membership.is_some() {
+            layers.membership = membership;
+        }
+        self.inner.recent_bytes.store(recent.bytes(), Ordering::Relaxed);
+        self.inner.broken.store(false, Ordering::Release);
         Ok(result)
     }
 
     fn take_turn(&self) -> Result<MutexGuard<'_, ()>, StoreError> {
         let turn = lock(&self.inner.writer);
-        // A restore holds the engine's write transaction: beginning another would wait for it.
-        if self.inner.restoring.load(Ordering::Acquire) { Err(StoreError::Restoring) } else { Ok(turn) }
+        match () {
+            () if self.inner.restoring.load(Ordering::Acquire) => Err(StoreError::Restoring),
+            () if self.inner.broken.load(Ordering::Acquire) => Err(StoreError::Broken),
+            () => Ok(turn),
+        }
     }
 
-    /// Makes everything applied so far durable. The Raft log may drop entries up to the returned index.
+    /// Makes everything durable that was applied before the call. The Raft log may drop entries up to the
+    /// returned index.
     ///
-    /// It waits for the disk; writers wait for it, readers do not. Call it often enough (every few thousand
-    /// entries, or every few seconds) that it has little to write: space freed since the last one is not
-    /// used again before.
+    /// It waits for the disk, and for the time that writing takes; neither readers nor writers wait for it.
+    /// Call it often enough that what was applied since fits into memory ([`Self::recent_bytes`]).
     pub fn checkpoint(&self) -> Result<Index, StoreError> {
+        self.fold(COLLECT_PER_CHECKPOINT_MAX)
+    }
+
+    fn fold(&self, garbage_max: usize) -> Result<Index, StoreError> {
+        let frozen = self.freeze()?;
+        self.fold_frozen(frozen, garbage_max)
+    }
+
+    /// Begins a checkpoint: what was applied until now changes no more, what comes lies over it.
+    pub(super) fn freeze(&self) -> Result<Frozen<'_>, StoreError> {
+        let folding = lock(&self.inner.folding);
         let _turn = self.take_turn()?;
-        let state = *lock(&self.inner.state);
-        let mut txn = self.inner.db.begin_write()?;
-        txn.set_durability(Durability::Immediate)?;
-        // Saves which pages are free, so that opening after a crash need not walk the whole file.
-        txn.set_quick_repair(true);
-        txn.open_table(META)?.insert(META_STATE, &state.encode()[..])?;
-        txn.commit()?;
-        Ok(state.applied)
+        let mut layers = lock(&self.inner.layers);
+        let overlay = std::mem::take(&mut layers.recent);
+        layers.frozen = Some(Arc::clone(&overlay));
+        self.inner.frozen_bytes.store(self.inner.recent_bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        Ok(Frozen { overlay, state: layers.state, membership: layers.membership.clone(), _folding: folding })
+    }
+
+    /// Carries it out, and has readers use the file instead of the frozen layer.
+    pub(super) fn fold_frozen(&self, frozen: Frozen<'_>, garbage_max: usize) -> Result<Index, StoreError> {
+        let Frozen { overlay, state, membership, _folding } = frozen;
+        let folded = fold(&self.inner.db, &read_lock(&overlay), state, membership.as_ref(), garbage_max)
+            .and_then(|folded| Ok((folded, Arc::new(Base::open(&self.inner.db)?))));
+        let (folded, base) = folded.inspect_err(|_| self.inner.broken.store(true, Ordering::Release))?;
+        let _turn = lock(&self.inner.writer);
+        let mut layers = lock(&self.inner.layers);
+        layers.base = base;
+        layers.frozen = None;
+        self.inner.frozen_bytes.store(0, Ordering::Relaxed);
+        // Applying went on meanwhile.
+        let counted = folded.used_bytes.wrapping_sub(state.used_bytes).cast_signed();
+        layers.state.used_bytes = layers.state.used_bytes.saturating_add_signed(counted);
+        for (now, folded) in layers.state.keyspaces.iter_mut().zip(folded.keyspaces) {
+            now.collected = folded.collected;
+        }
+        Ok(folded.applied)
+    }
+
+    /// Whether compaction left something that checkpoints have yet to remove.
+    #[must_use]
+    pub fn has_garbage(&self) -> bool {
+        self.state().keyspaces.iter().any(|k| k.collected < k.compact)
+    }
+
+    /// About the memory that changes take until a checkpoint has put them into the file.
+    #[must_use]
+    pub fn recent_bytes(&self) -> usize {
+        self.inner.recent_bytes.load(Ordering::Relaxed) + self.inner.frozen_bytes.load(Ordering::Relaxed)
     }
 
     /// The key space's revision: 1 when empty.
     #[must_use]
     pub fn revision(&self, keyspace: Keyspace) -> Revision {
-        lock(&self.inner.state).revision(keyspace)
+        self.state().revision(keyspace)
     }
 
     /// Reads below this revision are refused; 0 before the first compaction.
     #[must_use]
     pub fn compact_revision(&self, keyspace: Keyspace) -> Revision {
-        Revision(lock(&self.inner.state).keyspaces[keyspace as usize].compact)
+        Revision(self.state().keyspaces[keyspace as usize].compact)
     }
 
-    fn table(&self, table: Def) -> Result<ReadTable, StoreError> {
-        Ok(self.inner.db.begin_read()?.open_table(table)?)
+    fn layers(&self) -> Layers {
+        lock(&self.inner.layers).clone()
     }
 
-    fn reading(&self, keyspace: Keyspace) -> Result<Reading, StoreError> {
-        let txn = self.inner.db.begin_read()?;
-        let (state, _) = read_state_of(&txn)?;
-        let [current, log, index] = tables_of(keyspace);
-        let tables = [txn.open_table(current)?, txn.open_table(log)?, txn.open_table(index)?];
-        Ok(Reading { tables, state, keyspace })
+    /// Reads a table without revisions in place. Batches wait meanwhile.
+    fn with_table<R>(&self, table: Def, f: impl FnOnce(&Rows<'_>) -> Result<R, StoreError>) -> Result<R, StoreError> {
+        let place = place_of(table)?;
+        let layers = self.layers();
+        let (recent, frozen) = (read_lock(&layers.recent), layers.frozen.as_deref().map(read_lock));
+        f(&Rows { layers: [Some(&recent.plain[place]), frozen.as_ref().map(|f| &f.plain[place])], base: &layers.base.plain[place] })
+    }
+
+    /// A table without revisions as it is now: copies what changed since the last checkpoint.
+    fn table(&self, table: Def) -> Result<OwnedRows, StoreError> {
+        let place = place_of(table)?;
+        let layers = self.layers();
+        let mut changes: Changes = layers.frozen.as_deref().map(|f| read_lock(f).plain[place].clone()).unwrap_or_default();
+        changes.extend(read_lock(&layers.recent).plain[place].iter().map(|(key, value)| (key.clone(), value.clone())));
+        Ok(OwnedRows { changes, base: layers.base, place })
+    }
+
+    pub(super) fn reading(&self, keyspace: Keyspace) -> Reading {
+        Reading { layers: self.layers(), keyspace }
     }
 
     /// Answers a range, with the revision the store was at (for the response header).
     pub fn range(&self, keyspace: Keyspace, request: &RangeRequest) -> Result<(RangeResponse, Revision), ReadError> {
         super::check::check_range(request)?;
-        let reading = self.reading(keyspace)?;
-        Ok((reading.view().range(request)?, reading.state.revision(keyspace)))
+        let reading = self.reading(keyspace);
+        Ok((reading.view().range(request)?, reading.layers.state.revision(keyspace)))
     }
 
     /// One key as it is now.
     pub fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<KeyValue>, StoreError> {
-        Ok(self.reading(keyspace)?.view().get(key, true)?.map(|hit| hit.kv))
+        Ok(self.reading(keyspace).view().get(key, true)?.map(|hit| hit.kv))
     }
 
     /// History in `[from, upto]`: whole revisions, about `events_max` events or 1 MiB, at least one revision.
     pub fn events_since(&self, keyspace: Keyspace, from: Revision, upto: Revision, events_max: usize) -> Result<EventPage, ReadError> {
-        let reading = self.reading(keyspace)?;
+        let reading = self.reading(keyspace);
         let view = reading.view();
         if from.0 < view.compact {
             return Err(ReadError::CompactedAt(Revision(view.compact)));
@@ -360,29 +473,27 @@ impl Store {
         if from.0 >= end {
             return Ok(page);
         }
-        let (first, last) = (Rev { main: from.0, sub: 0 }.key(), Rev { main: end, sub: 0 }.key());
         let (mut main, mut bytes) = (0, 0);
-        for item in view.log.range::<&[u8]>(&first[..]..&last[..]).map_err(StoreError::from)? {
-            let (key, record) = item.map_err(StoreError::from)?;
-            let rev = Rev::from_key(key.value())?;
+        view.for_each_logged(Rev { main: from.0, sub: 0 }, Rev { main: end, sub: 0 }, |rev, logged| {
             if rev.main != main && (page.events.len() >= events_max || bytes >= EVENT_PAGE_BYTES_MAX) && main != 0 {
                 page.next = Revision(rev.main);
-                break;
+                return Ok(false);
             }
             main = rev.main;
-            bytes += record.value().len();
-            page.events.push(event(&view, rev, &Logged::decode(record.value())?)?);
-        }
+            bytes += logged.key.len() + logged.value.len();
+            page.events.push(event(&view, rev, logged)?);
+            Ok(true)
+        })?;
         Ok(page)
     }
 
-    /// Removes some of what compaction made unreachable, looking at about `changes_max` changes; true when
-    /// more is left. Applying does it in passing as well; call this when idle, or for a physical compaction.
+    /// A checkpoint that looks at about `changes_max` changes for what compaction made unreachable, and removes
+    /// it; true when more is left. Every checkpoint does some of it.
     pub fn collect_garbage(&self, changes_max: usize) -> Result<bool, StoreError> {
-        if lock(&self.inner.state).keyspaces.iter().all(|k| k.collected >= k.compact) {
-            return Ok(false);
+        if self.has_garbage() {
+            self.fold(changes_max)?;
         }
-        self.write(|writer| Ok((writer.collect(changes_max)?, None)))
+        Ok(self.has_garbage())
     }
 
     /// All leases, by id.
@@ -399,26 +510,26 @@ impl Store {
     /// One lease.
     pub fn lease(&self, id: i64) -> Result<Option<LeaseInfo>, StoreError> {
         let key = id.to_be_bytes();
-        self.table(LEASES)?.get(&key[..])?.map(|value| lease_info(&key, value.value())).transpose()
+        self.with_table(LEASES, |leases| leases.get(&key)?.map(|value| lease_info(&key, value.value())).transpose())
     }
 
     /// The keys attached to a lease, in order.
     pub fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, StoreError> {
-        lease_keys(&self.table(ATTACHED)?, id)
+        self.with_table(ATTACHED, |attached| lease_keys(attached, id))
     }
 
     /// File and record sizes.
     #[must_use]
     pub fn sizes(&self) -> StoreSizes {
         let file_bytes = self.inner.file_bytes.load(Ordering::Relaxed);
-        StoreSizes { file_bytes, in_use_bytes: lock(&self.inner.state).used_bytes }
+        StoreSizes { file_bytes, in_use_bytes: self.state().used_bytes + self.recent_bytes() as u64 }
     }
 
     /// A hash over what is visible at the compaction revision and the history from there to `revision` (0:
     /// now): equal on members with equal history, whatever their garbage collection got to. With the
     /// compaction revision and the revision it covers (etcd HashKV).
     pub fn hash_kv(&self, keyspace: Keyspace, revision: Revision) -> Result<(u32, Revision, Revision), ReadError> {
-        let reading = self.reading(keyspace)?;
+        let reading = self.reading(keyspace);
         let view = reading.view();
         view.check_revision(revision)?;
         let revision = if revision.0 == 0 { view.revision } else { revision.0 };
@@ -427,13 +538,14 @@ impl Store {
             hash.update(&kv.key);
             hash.update(&kv.mod_revision.0.to_le_bytes());
         })?;
-        let after = |main: u64| Rev { main: main.saturating_add(1), sub: 0 }.key();
-        let (first, last) = (after(view.compact), after(revision));
-        for item in view.log.range::<&[u8]>(&first[..]..&last[..]).map_err(StoreError::from)? {
-            let (key, record) = item.map_err(StoreError::from)?;
-            hash.update(key.value());
-            hash.update(record.value());
-        }
+        let after = |main: u64| Rev { main: main.saturating_add(1), sub: 0 };
+        let mut record = Vec::new();
+        view.for_each_logged(after(view.compact), after(revision), |rev, logged| {
+            logged.encode(&mut record);
+            hash.update(&rev.key());
+            hash.update(&record);
+            Ok(true)
+        })?;
         let digest = hash.digest();
         let short = u32::try_from((digest >> 32) ^ (digest & 0xffff_ffff)).unwrap_or(0);
         Ok((short, Revision(view.compact), Revision(revision)))
@@ -450,8 +562,8 @@ impl Store {
             }
         }
         for table in [LEASES, ATTACHED, MEMBERS, ALARMS, AUTH] {
-            for item in self.table(table)?.range::<&[u8]>(..).map_err(StoreError::from)? {
-                let (key, value) = item.map_err(StoreError::from)?;
+            for item in self.table(table)?.range::<&[u8]>(..)? {
+                let (key, value) = item?;
                 for part in [key.value(), value.value()] {
                     hash.update(&(part.len() as u64).to_le_bytes());
                     hash.update(part);
@@ -468,10 +580,9 @@ impl Store {
     pub fn refound(&self, refound: &Refound) -> Result<(Index, Term), StoreError> {
         let (index, term) = self.applied();
         let entry = ApplyEntry { index: index.next(), term: term.next(), command: None, membership: Some(refound.membership.clone()) };
-        self.write(|writer| {
+        self.write(&|_, _| false, |writer| {
             writer.apply(&entry)?;
-            writer.refound(refound.bump_revision, refound.mark_compacted)?;
-            Ok(((), Some(entry.membership.clone())))
+            writer.refound(refound.bump_revision, refound.mark_compacted)
         })?;
         self.checkpoint()?;
         Ok(self.applied())
@@ -480,11 +591,18 @@ impl Store {
     /// Up to where compacted history has been removed.
     #[must_use]
     pub fn collected_revision(&self, keyspace: Keyspace) -> Revision {
-        Revision(lock(&self.inner.state).keyspaces[keyspace as usize].collected)
+        Revision(self.state().keyspaces[keyspace as usize].collected)
     }
 
-    /// A point-in-time reader of everything. Writes go on meanwhile.
+    /// A point-in-time reader of everything that was applied before the call. Takes a checkpoint, hence
+    /// waits for the disk; writes go on meanwhile.
     pub fn snapshot(&self) -> Result<SnapshotReader, StoreError> {
+        self.checkpoint()?;
+        self.last_checkpoint()
+    }
+
+    /// The same of the last checkpoint, at once. It is what the Raft log goes on from.
+    pub fn last_checkpoint(&self) -> Result<SnapshotReader, StoreError> {
         let txn = self.inner.db.begin_read()?;
         let (state, membership) = read_state_of(&txn)?;
         SnapshotReader::new(txn, state, membership)
@@ -493,6 +611,7 @@ impl Store {
     /// Starts to replace everything by a snapshot that arrives in portions. Until the writer finishes or is
     /// dropped, readers see the old state and writers fail with [`StoreError::Restoring`].
     pub fn begin_restore(&self) -> Result<RestoreWriter, StoreError> {
+        let _folding = lock(&self.inner.folding);
         let _turn = self.take_turn()?;
         RestoreWriter::new(Arc::clone(&self.inner))
     }
@@ -507,8 +626,9 @@ impl Store {
     }
 }
 
-fn read_state_of(txn: &ReadTransaction) -> Result<(State, Option<Bytes>), StoreError> {
-    read_state(&txn.open_table(META)?)?.ok_or_else(|| damaged("meta", "state", &[]))
+fn place_of(table: Def) -> Result<usize, StoreError> {
+    let name = table.name();
+    PLAIN_TABLES.iter().position(|plain| plain.name() == name).ok_or_else(|| damaged("meta", "table", name.as_bytes()))
 }
 
 fn lease_info(key: &[u8], value: &[u8]) -> Result<LeaseInfo, StoreError> {
@@ -518,7 +638,7 @@ fn lease_info(key: &[u8], value: &[u8]) -> Result<LeaseInfo, StoreError> {
     }
 }
 
-fn event(view: &View<'_, ReadTable>, rev: Rev, logged: &Logged<'_>) -> Result<Event, StoreError> {
+fn event(view: &View<'_>, rev: Rev, logged: &Logged<'_>) -> Result<Event, StoreError> {
     let kv = KeyValue {
         key: Bytes::copy_from_slice(logged.key),
         value: Bytes::copy_from_slice(logged.value),

@@ -178,6 +178,8 @@ pub struct WatchHub {
     config: WatchConfig,
     sides: [Side; 2],
     watchers: BTreeMap<WatchId, Watcher>,
+    /// Watchers that want the pair before each change.
+    prev_kvs: usize,
     last_id: u64,
     ready: VecDeque<WatchId>,
     /// Spared allocations.
@@ -193,6 +195,7 @@ impl WatchHub {
             config,
             sides: [side(Keyspace::User), side(Keyspace::System)],
             watchers: BTreeMap::new(),
+            prev_kvs: 0,
             last_id: 0,
             ready: VecDeque::new(),
             interested: Vec::new(),
@@ -213,6 +216,7 @@ impl WatchHub {
             side.lagging.insert(id, &request);
             side.behind.insert(id);
         }
+        self.prev_kvs += usize::from(request.prev_kv);
         let watcher = Watcher {
             keyspace,
             request,
@@ -232,11 +236,24 @@ impl WatchHub {
     /// Removes a watcher; false when there is none of that number.
     pub fn cancel(&mut self, id: WatchId) -> bool {
         let Some(watcher) = self.watchers.remove(&id) else { return false };
+        self.prev_kvs -= usize::from(watcher.request.prev_kv);
         let side = &mut self.sides[watcher.keyspace as usize];
         side.synced.remove(id, &watcher.request);
         side.lagging.remove(id, &watcher.request);
         side.behind.remove(&id);
         true
+    }
+
+    /// Whether a watcher in step wants to see the pair before a change of this key; what [`Store::apply_with`]
+    /// asks. Those that lag get it out of the history.
+    #[must_use]
+    pub fn wants_prev(&self, keyspace: Keyspace, key: &Bytes) -> bool {
+        if self.prev_kvs == 0 {
+            return false;
+        }
+        let mut interested = Vec::new();
+        self.sides[keyspace as usize].synced.find(key, &mut interested);
+        interested.iter().any(|id| self.watchers.get(id).is_some_and(|watcher| watcher.request.prev_kv))
     }
 
     fn announce(ready: &mut VecDeque<WatchId>, id: WatchId, watcher: &mut Watcher) {
@@ -246,7 +263,8 @@ impl WatchHub {
         }
     }
 
-    /// Tells of one applied command: call it for every outcome of [`Store::apply`] that was not skipped, in
+    /// Tells of one applied command: call it for every outcome of [`Store::apply_with`] (with
+    /// [`Self::wants_prev`]) that was not skipped, in
     /// order, whether it has events or not.
     pub fn on_events(&mut self, keyspace: Keyspace, revision: Revision, events: &[Event]) {
         let side = &mut self.sides[keyspace as usize];

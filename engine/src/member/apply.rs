@@ -10,6 +10,7 @@ use crate::kv::{ApplyEntry, ApplyOutcome, MemberAttributes, StoreError};
 use crate::raft::{ConfChange, Membership};
 use crate::types::{Entry, EntryKind, Index, NodeId, Term, Time};
 use crate::wal::{LogBatch, SnapshotMark};
+use std::time::Duration;
 
 /// Entries in one store transaction.
 const BATCH_ENTRIES_MAX: usize = 2048;
@@ -17,8 +18,12 @@ const BATCH_ENTRIES_MAX: usize = 2048;
 const BATCH_BYTES_MAX: usize = 4 << 20;
 /// While more than this waits to be applied, new proposals are refused.
 pub(super) const TO_APPLY_BYTES_MAX: usize = 128 << 20;
-/// Entries that one turn removes from history after a compaction.
-const GARBAGE_MAX: usize = 512;
+/// Memory of applied changes that causes a checkpoint, which puts them into the store's file.
+const RECENT_BYTES_CHECKPOINT: usize = 64 << 20;
+/// Memory of applied changes above which applying waits for the checkpoint that is being taken.
+const RECENT_BYTES_MAX: usize = 192 << 20;
+/// How long after a checkpoint the next one goes on with removing compacted history.
+const GARBAGE_PAUSE: Duration = Duration::from_millis(200);
 
 /// What applying an entry means for this member, besides the store's part.
 enum Effect {
@@ -32,9 +37,9 @@ enum Effect {
 }
 
 impl<I: Io> MemberCore<I> {
-    /// Applies one batch. Waits while a job holds the store.
+    /// Applies one batch. Waits while the store is being replaced, or a checkpoint cannot keep up.
     pub(super) fn apply(&mut self, now: Time) -> Result<bool, String> {
-        if self.job || self.to_apply.is_empty() {
+        if self.to_apply.is_empty() || self.transfers.installing() || (self.job && self.store.recent_bytes() > RECENT_BYTES_MAX) {
             return Ok(false);
         }
         let mut batch = Vec::new();
@@ -64,7 +69,10 @@ impl<I: Io> MemberCore<I> {
         }
         let (index, term) = (last.index, last.term);
         let terms: Vec<_> = batch.iter().map(|e| e.term).collect();
-        let outcomes = self.store.apply(&batch).map_err(|e| format!("apply up to entry {index}: {e}"))?;
+        let outcomes = self
+            .store
+            .apply_with(&batch, &|ks, key| self.hub.wants_prev(ks, key))
+            .map_err(|e| format!("apply up to entry {index}: {e}"))?;
         if outcomes.len() != effects.len() {
             return Err(format!("the store answered {} of {} entries", outcomes.len(), effects.len()));
         }
@@ -115,7 +123,9 @@ impl<I: Io> MemberCore<I> {
                 self.on_outcome(request, outcome.applied);
             }
             Effect::Compact(request) => {
-                self.garbage |= ok;
+                if ok {
+                    self.checkpoint_due = self.checkpoint_due.min(now.after(GARBAGE_PAUSE));
+                }
                 self.on_outcome(request, outcome.applied);
             }
             Effect::Attributes(request, id, attributes) => {
@@ -147,22 +157,14 @@ impl<I: Io> MemberCore<I> {
         self.members = members;
     }
 
-    /// Checkpoints when due, and removal of compacted history.
-    pub(super) fn maintain(&mut self, now: Time) -> Result<(), String> {
-        if self.job {
-            return Ok(());
-        }
-        if self.garbage && self.to_apply.is_empty() {
-            self.garbage = self.store.collect_garbage(GARBAGE_MAX).map_err(|e| format!("collect garbage: {e}"))?;
-            self.again |= self.garbage;
-        }
-        let due = self.since_checkpoint >= self.config.checkpoint_bytes || (self.since_checkpoint > 0 && now >= self.checkpoint_due);
-        if due {
+    /// Checkpoints when due; they remove compacted history as well.
+    pub(super) fn maintain(&mut self, now: Time) {
+        let much = self.since_checkpoint >= self.config.checkpoint_bytes || self.store.recent_bytes() >= RECENT_BYTES_CHECKPOINT;
+        if !self.job && (much || (self.since_checkpoint > 0 && now >= self.checkpoint_due)) {
             self.since_checkpoint = 0;
             self.checkpoint_since = now;
             self.start_job(StoreJob::Checkpoint);
         }
-        Ok(())
     }
 
     /// The store's state is durable up to an index: the log before it, but for a tail, may go.
@@ -170,6 +172,10 @@ impl<I: Io> MemberCore<I> {
         let durable = result.map_err(|e| format!("checkpoint: {e}"))?;
         self.config.stats.checkpoint.record(now.since(self.checkpoint_since));
         self.checkpoint_due = now.after(self.config.checkpoint_interval);
+        if self.store.has_garbage() {
+            self.since_checkpoint = self.since_checkpoint.max(1);
+            self.checkpoint_due = now.after(GARBAGE_PAUSE);
+        }
         let target = self.compaction_target(durable);
         if target <= self.compacted {
             return Ok(());

@@ -53,7 +53,6 @@ pub struct MemberCore<I: Io> {
     pub(super) compacted: Index,
     pub(super) since_checkpoint: u64,
     pub(super) checkpoint_due: Time,
-    pub(super) garbage: bool,
     /// The first entry of the own term was applied.
     pub(super) promote_now: bool,
     /// A store job is out.
@@ -78,8 +77,12 @@ impl<I: Io> MemberCore<I> {
     pub fn open(config: MemberConfig, start: Start, io: I, store: Arc<Store>, now: Time, seed: u64) -> Result<Self, OpenError> {
         let opened = recovery::open(&config, start, io, &store)?;
         let mut rng = SmallRng::seed_from_u64(seed);
-        let raft_config =
-            RaftConfig { heartbeat: config.heartbeat, election_timeout: config.election_timeout, lease_reads: config.lease_reads, ..RaftConfig::new(config.id) };
+        let raft_config = RaftConfig {
+            heartbeat: config.heartbeat,
+            election_timeout: config.election_timeout,
+            lease_reads: config.lease_reads,
+            ..RaftConfig::new(config.id)
+        };
         let sizes = opened.initial.entries.iter().take_while(|e| e.index <= opened.applied).map(|e| size(e)).collect();
         let compacted = opened.initial.snapshot.index;
         let raft = RaftCore::new(raft_config, opened.initial, now, rng.random())?;
@@ -102,7 +105,6 @@ impl<I: Io> MemberCore<I> {
             compacted,
             since_checkpoint: 0,
             checkpoint_due: now.after(config.checkpoint_interval),
-            garbage: true,
             promote_now: false,
             job: false,
             checkpoint_since: now,
@@ -115,6 +117,10 @@ impl<I: Io> MemberCore<I> {
             store,
             config,
         };
+        if core.store.has_garbage() {
+            core.since_checkpoint = 1;
+            core.checkpoint_due = now;
+        }
         core.refresh_members();
         Ok(core)
     }
@@ -190,7 +196,7 @@ impl<I: Io> MemberCore<I> {
         self.check_moving(now);
         self.revoke_expired(now);
         self.drive_transfers(now)?;
-        self.maintain(now)?;
+        self.maintain(now);
         self.again |= self.hub.catch_up(&self.store).map_err(|e| format!("read history for watchers: {e}"))?;
         self.check_stopped(now);
         Ok(())

@@ -1,9 +1,10 @@
 //! Work on the store that waits for the disk, done beside the member's thread.
 //!
 //! While a job runs, the member goes on with consensus: it votes, sends and takes heartbeats, writes its log and
-//! acknowledges it. Only applying waits. So a slow disk delays answers but costs no leader its office. The
-//! time is bounded by the data: a checkpoint writes what `checkpoint_bytes` of log changed, since the next one
-//! is due after so many bytes; a restore writes one snapshot, on a follower that could serve nothing anyway.
+//! acknowledges it. During a checkpoint it applies and answers, too; only a restore, on a follower that could serve
+//! nothing anyway, makes applying wait. So a slow disk costs no leader its office. The time is bounded by the
+//! data: a checkpoint writes what `checkpoint_bytes` of log changed, and applying waits before much more than
+//! that has come together in memory.
 
 use crate::kv::{Store, StoreError};
 use crate::types::{Index, Term};

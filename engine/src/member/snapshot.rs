@@ -92,7 +92,8 @@ impl<I: Io> MemberCore<I> {
             self.raft.report_snapshot(now, to, false);
             return Ok(());
         }
-        let mut reader = self.store.snapshot().map_err(|e| format!("read a snapshot: {e}"))?;
+        // The log goes on from the last checkpoint, and to take one now would make everybody wait.
+        let mut reader = self.store.last_checkpoint().map_err(|e| format!("read a snapshot: {e}"))?;
         let header = reader.header();
         let membership = match &header.membership {
             Some(bytes) => postcard::from_bytes(bytes).map_err(|e| format!("decode membership: {e}"))?,

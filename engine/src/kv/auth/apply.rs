@@ -71,7 +71,7 @@ impl Writer<'_> {
         if grants.is_everything() {
             return Ok(());
         }
-        lease_keys(&self.attached, id)?.iter().try_for_each(|key| grants.write(key, b"").map_err(refused))
+        lease_keys(&self.attached.rows(), id)?.iter().try_for_each(|key| grants.write(key, b"").map_err(refused))
     }
 
     /// Both branches, whichever runs: what a transaction may do must not tell what it found.

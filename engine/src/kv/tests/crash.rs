@@ -13,6 +13,15 @@ struct Disk {
     syncs: usize,
     /// After so many syncs, later ones only pretend: as if the power went before them.
     syncs_max: Option<usize>,
+    /// What happened since somebody began to record.
+    record: Option<Vec<Op>>,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(usize, Vec<u8>),
+    SetLen(usize),
+    Sync,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -30,12 +39,15 @@ impl StorageBackend for LossyBackend {
         Ok(())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.lock().unwrap().volatile.resize(len as usize, 0);
+        let mut disk = self.0.lock().unwrap();
+        disk.volatile.resize(len as usize, 0);
+        disk.record(|| Op::SetLen(len as usize));
         Ok(())
     }
     fn sync_data(&self) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
         disk.syncs += 1;
+        disk.record(|| Op::Sync);
         if disk.syncs_max.is_none_or(|max| disk.syncs <= max) {
             disk.durable = disk.volatile.clone();
         }
@@ -43,17 +55,52 @@ impl StorageBackend for LossyBackend {
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
+        disk.record(|| Op::Write(offset as usize, data.to_vec()));
         let from = offset as usize;
         disk.volatile.get_mut(from..from + data.len()).ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
         Ok(())
     }
 }
 
+impl Disk {
+    fn record(&mut self, op: impl FnOnce() -> Op) {
+        if let Some(record) = &mut self.record {
+            record.push(op());
+        }
+    }
+
+    fn of(bytes: Vec<u8>) -> LossyBackend {
+        LossyBackend(Arc::new(Mutex::new(Self { volatile: bytes.clone(), durable: bytes, ..Self::default() })))
+    }
+}
+
+/// A disk on which `ops` were under way when the power went: all up to the last sync are there, of those after
+/// it the ones that `survives` picks.
+fn cut_short(before: &[u8], ops: &[Op], mut survives: impl FnMut() -> bool) -> LossyBackend {
+    let synced = ops.iter().rposition(|op| matches!(op, Op::Sync)).map_or(0, |last| last + 1);
+    let mut bytes = before.to_vec();
+    for (i, op) in ops.iter().enumerate() {
+        if i >= synced && !survives() {
+            continue;
+        }
+        match op {
+            Op::Write(offset, data) => {
+                let end = offset + data.len();
+                bytes.resize(bytes.len().max(end), 0);
+                bytes[*offset..end].copy_from_slice(data);
+            }
+            Op::SetLen(len) => bytes.resize(*len, 0),
+            Op::Sync => {}
+        }
+    }
+    Disk::of(bytes)
+}
+
 impl LossyBackend {
     /// What the disk holds after a power cut.
     fn after_power_cut(&self) -> Self {
         let durable = self.0.lock().unwrap().durable.clone();
-        Self(Arc::new(Mutex::new(Disk { volatile: durable.clone(), durable, ..Disk::default() })))
+        Disk::of(durable)
     }
 }
 
@@ -147,4 +194,47 @@ fn a_store_half_made_is_made_again() {
     assert!(!dir.path().join("store.new").exists());
     let store = Store::open(&path, 1 << 20).unwrap();
     assert!(store.get(U, b"a").unwrap().is_some());
+}
+
+/// The second half of the log is folded; the power goes at every write of that, and what had not been synced
+/// survives wholly, not at all, or here and there.
+#[test]
+fn power_cut_at_every_write_of_a_fold() {
+    let entries = log(120);
+    let reference = memory();
+    reference.apply(&entries[..60]).unwrap();
+    let at_60 = format!("{:?}", state(&reference));
+    reference.apply(&entries[60..]).unwrap();
+    let at_120 = format!("{:?}", state(&reference));
+    let disk = LossyBackend::default();
+    let store = Store::with_backend(disk.clone(), 1 << 20).unwrap();
+    store.apply(&entries[..60]).unwrap();
+    store.checkpoint().unwrap();
+    store.apply(&entries[60..]).unwrap();
+    let before = disk.0.lock().unwrap().volatile.clone();
+    disk.0.lock().unwrap().record = Some(Vec::new());
+    assert_eq!(store.checkpoint().unwrap(), Index(120));
+    let ops = disk.0.lock().unwrap().record.take().unwrap();
+    assert!(ops.iter().any(|op| matches!(op, Op::Sync)) && ops.len() > 10, "{} operations", ops.len());
+    let mut seen = [0, 0];
+    for n in 0..=ops.len() {
+        let mut flip = 0_u32;
+        let mut here_and_there = || {
+            flip = flip.wrapping_mul(1_664_525).wrapping_add(1_013_904_223 + n as u32);
+            flip & 0x10000 != 0
+        };
+        for disk in [
+            cut_short(&before, &ops[..n], || true),
+            cut_short(&before, &ops[..n], || false),
+            cut_short(&before, &ops[..n], &mut here_and_there),
+        ] {
+            let crashed = Store::with_backend(disk, 1 << 20).unwrap();
+            let (applied, expected) = if crashed.applied().0 == Index(60) { (60, &at_60) } else { (120, &at_120) };
+            assert_eq!(format!("{:?}", state(&crashed)), *expected, "after {n} of {} operations", ops.len());
+            seen[usize::from(applied == 120)] += 1;
+            crashed.apply(&entries).unwrap();
+            assert_eq!(format!("{:?}", state(&crashed)), at_120);
+        }
+    }
+    assert!(seen[0] > 3 && seen[1] > 0, "{seen:?}");
 }

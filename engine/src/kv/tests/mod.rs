@@ -2,6 +2,7 @@
 
 mod auth;
 mod crash;
+mod layers;
 mod model;
 mod semantics;
 mod snapshot;

@@ -5,18 +5,18 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 
-type Keys = BTreeMap<Bytes, KeyValue>;
+pub(super) type Keys = BTreeMap<Bytes, KeyValue>;
 
 #[derive(Default)]
-struct Model {
+pub(super) struct Model {
     /// The state at each revision; `states[0]` is revision 1.
-    states: Vec<Keys>,
-    compact: u64,
-    leases: BTreeMap<i64, i64>,
+    pub(super) states: Vec<Keys>,
+    pub(super) compact: u64,
+    pub(super) leases: BTreeMap<i64, i64>,
 }
 
 impl Model {
-    fn revision(&self) -> u64 {
+    pub(super) fn revision(&self) -> u64 {
         self.states.len() as u64
     }
     fn now(&self) -> &Keys {
@@ -48,7 +48,7 @@ impl Model {
             _ => key >= start && key < end,
         }
     }
-    fn apply(&mut self, command: &Command) {
+    pub(super) fn apply(&mut self, command: &Command) {
         match command {
             Command::Put(_, put) => {
                 if put.lease == 0 || self.leases.contains_key(&put.lease) {
@@ -114,7 +114,7 @@ fn random_end(rng: &mut SmallRng) -> Bytes {
     }
 }
 
-fn random_command(rng: &mut SmallRng, revision: u64) -> Command {
+pub(super) fn random_command(rng: &mut SmallRng, revision: u64) -> Command {
     let key = random_key(rng);
     match rng.random_range(0..20) {
         0..10 => Command::Put(U, random_put(rng, key)),
@@ -143,7 +143,7 @@ fn random_command(rng: &mut SmallRng, revision: u64) -> Command {
     }
 }
 
-fn compare_range(store: &Store, model: &Model, rng: &mut SmallRng) {
+pub(super) fn compare_range(store: &Store, model: &Model, rng: &mut SmallRng) {
     let revision = rng.random_range(0..=model.revision() + 1);
     let request = RangeRequest {
         key: random_key(rng),
@@ -193,7 +193,7 @@ fn compare_range(store: &Store, model: &Model, rng: &mut SmallRng) {
 }
 
 /// History told as events leads from each state to the next.
-fn compare_events(store: &Store, model: &Model) {
+pub(super) fn compare_events(store: &Store, model: &Model) {
     let from = model.compact.max(1);
     let mut keys = model.states[from as usize - 1].clone();
     let mut next = Revision(from + 1);
@@ -220,8 +220,19 @@ fn the_store_answers_as_the_model_does() {
         let store = memory();
         let twin = memory();
         let mut model = Model { states: vec![Keys::new()], ..Model::default() };
-        let mut index = 0;
+        let (mut index, mut frozen) = (0, None);
         for _ in 0..40 {
+            // Checkpoints anywhere, and changes between the two halves of one.
+            match (rng.random_range(0..4), frozen.take()) {
+                (0, None) => frozen = Some(store.freeze().unwrap()),
+                (1, None) => {
+                    store.checkpoint().unwrap();
+                }
+                (0, Some(half)) => {
+                    store.fold_frozen(half, rng.random_range(0..50)).unwrap();
+                }
+                (_, still) => frozen = still,
+            }
             let mut batch = Vec::new();
             for _ in 0..rng.random_range(1..10) {
                 index += 1;
@@ -238,12 +249,24 @@ fn the_store_answers_as_the_model_does() {
             for _ in 0..10 {
                 compare_range(&store, &model, &mut rng);
             }
-            if rng.random() {
+            if frozen.is_none() && rng.random_ratio(1, 4) {
                 store.collect_garbage(rng.random_range(1..50)).unwrap();
             }
             assert_eq!(store.hash_kv(U, Revision(0)).unwrap(), twin.hash_kv(U, Revision(0)).unwrap());
         }
         compare_events(&store, &model);
+        if let Some(half) = frozen.take() {
+            store.fold_frozen(half, 0).unwrap();
+        }
+        compare_events(&store, &model);
+        // Without history, members with equal keys have equal records, wherever their checkpoints were.
+        index += 1;
+        let compact = entry(index, Command::Compact { keyspace: U, revision: Revision(model.revision()) });
+        for store in [&store, &twin] {
+            store.apply(std::slice::from_ref(&compact)).unwrap();
+            store.checkpoint().unwrap();
+        }
+        model.compact = model.revision();
         while store.collect_garbage(1000).unwrap() {}
         while twin.collect_garbage(7).unwrap() {}
         assert_eq!(store.sizes().in_use_bytes, twin.sizes().in_use_bytes);

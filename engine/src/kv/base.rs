@@ -1,0 +1,213 @@
+//! The file as the last checkpoint left it, open for reading. It stays as it is while somebody holds it.
+
+use super::block;
+use super::codec::{Current, Logged, META, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, tables_of};
+use super::error::StoreError;
+use super::read::{Bounds, Span};
+use super::runs::{OldVersion, OldVersions, Range};
+use super::types::Keyspace;
+use bytes::Bytes;
+use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTable};
+use std::cmp::Ordering;
+use std::ops::Bound;
+
+pub(super) type ReadTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
+type Guard<'t> = redb::AccessGuard<'t, &'static [u8]>;
+
+/// All tables at the last checkpoint.
+pub(super) struct Base {
+    pub keyspaces: [BaseKeyspace; 2],
+    /// In the order of [`PLAIN_TABLES`].
+    pub plain: [ReadTable; PLAIN_TABLES.len()],
+}
+
+impl std::fmt::Debug for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Base").field("revisions", &self.keyspaces.each_ref().map(|k| k.revision)).finish()
+    }
+}
+
+/// One key space's tables.
+pub(super) struct BaseKeyspace {
+    current: ReadTable,
+    log: ReadTable,
+    index: ReadTable,
+    /// The last revision in them.
+    pub revision: u64,
+}
+
+pub(super) fn read_state(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Option<(State, Option<Bytes>)>, StoreError> {
+    let Some(state) = meta.get(META_STATE)? else { return Ok(None) };
+    let state = State::decode(state.value())?;
+    let membership = meta.get(META_MEMBERSHIP)?.map(|m| Bytes::copy_from_slice(m.value()));
+    Ok(Some((state, membership)))
+}
+
+pub(super) fn read_state_of(txn: &ReadTransaction) -> Result<(State, Option<Bytes>), StoreError> {
+    read_state(&txn.open_table(META)?)?.ok_or_else(|| damaged("meta", "state", &[]))
+}
+
+impl Base {
+    pub(super) fn open(db: &Database) -> Result<Self, StoreError> {
+        let txn = db.begin_read()?;
+        let (state, _) = read_state_of(&txn)?;
+        let keyspace = |keyspace: Keyspace| -> Result<BaseKeyspace, StoreError> {
+            let [current, log, index] = tables_of(keyspace);
+            let revision = state.revision(keyspace).0;
+            Ok(BaseKeyspace { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)?, revision })
+        };
+        let keyspaces = [keyspace(Keyspace::User)?, keyspace(Keyspace::System)?];
+        let mut plain = Vec::new();
+        for table in PLAIN_TABLES {
+            plain.push(txn.open_table(table)?);
+        }
+        let plain = plain.try_into().map_err(|_| damaged("meta", "count of tables", &[]))?;
+        Ok(Self { keyspaces, plain })
+    }
+}
+
+pub(super) fn for_each_logged(
+    log: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    from: Rev,
+    to: Rev,
+    mut f: impl FnMut(Rev, &Logged<'_>) -> Result<bool, StoreError>,
+) -> Result<bool, StoreError> {
+    if from >= to {
+        return Ok(true);
+    }
+    let (from, to) = (from.key(), to.key());
+    // `from` lies in the block whose key is the last at or before it.
+    let first = log.range::<&[u8]>(..=&from[..])?.next_back().transpose()?.map_or_else(|| from.to_vec(), |(key, _)| key.value().to_vec());
+    let bounds: Bounds<'_> = (Bound::Included(&first), Bound::Excluded(&to));
+    for item in log.range::<&[u8]>(bounds)? {
+        let (_, block) = item?;
+        for record in block::records("log", block.value()) {
+            let (key, value) = record?;
+            if key >= &to[..] {
+                return Ok(true);
+            }
+            if key >= &from[..] && !f(Rev::from_key(key)?, &Logged::decode(value)?)? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+impl BaseKeyspace {
+    /// The living version of a key, as [`Current::encode`] made it.
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Guard<'_>>, StoreError> {
+        Ok(self.current.get(key)?)
+    }
+
+    /// The change of exactly this revision; `None` when it has been collected.
+    pub(super) fn logged<R>(&self, rev: Rev, f: impl FnOnce(&Logged<'_>) -> R) -> Result<Option<R>, StoreError> {
+        let wanted = rev.key();
+        let Some(item) = self.log.range::<&[u8]>(..=&wanted[..])?.next_back() else { return Ok(None) };
+        let (_, guard) = item?;
+        let mut rest = guard.value();
+        while let Some((key, value)) = block::next("log", &mut rest)? {
+            if key == wanted {
+                return Ok(Some(f(&Logged::decode(value)?)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Shows `f` the changes from `from` on, below `to`, until it returns false; then this returns false too.
+    pub(super) fn for_each_logged(
+        &self,
+        from: Rev,
+        to: Rev,
+        f: impl FnMut(Rev, &Logged<'_>) -> Result<bool, StoreError>,
+    ) -> Result<bool, StoreError> {
+        for_each_logged(&self.log, from, to, f)
+    }
+
+    /// Walks the keys as of revision `at`. In reverse only when nothing in here is later than `at`.
+    pub(super) fn walk(&self, span: Span<'_>, at: u64, reverse: bool) -> Result<Walk<'_>, StoreError> {
+        let current = self.current.range::<&[u8]>(span.bounds())?;
+        let olds = if at < self.revision { Some(OldVersions::new(&self.index, span, at)?) } else { None };
+        let mut walk = Walk { current, olds, new: None, old: None, at, reverse };
+        walk.new = walk.read_current()?;
+        walk.read_old()?;
+        Ok(walk)
+    }
+}
+
+/// A version that [`Walk`] came upon.
+pub(super) enum Seen<'w> {
+    /// Of `current`.
+    Current(Current<'w>),
+    /// Superseded since.
+    Old(Rev),
+}
+
+/// A merge of `current`, which knows keys untouched since a revision, with `index`, which knows superseded
+/// versions and deletions.
+pub(super) struct Walk<'t> {
+    current: Range<'t>,
+    /// `None` when all of `current` is visible.
+    olds: Option<OldVersions<'t>>,
+    new: Option<(Guard<'t>, Guard<'t>)>,
+    old: Option<OldVersion>,
+    at: u64,
+    reverse: bool,
+}
+
+impl<'t> Walk<'t> {
+    fn read_current(&mut self) -> Result<Option<(Guard<'t>, Guard<'t>)>, StoreError> {
+        let item = if self.reverse { self.current.next_back() } else { self.current.next() };
+        Ok(item.transpose()?)
+    }
+
+    fn read_old(&mut self) -> Result<(), StoreError> {
+        if let Some(olds) = &mut self.olds {
+            self.old = olds.next()?;
+        }
+        Ok(())
+    }
+
+    /// The next key, whether it is visible or not; `None` at the end.
+    pub(super) fn key(&self) -> Option<&[u8]> {
+        match (&self.new, &self.old) {
+            (None, None) => None,
+            (Some((key, _)), None) => Some(key.value()),
+            (None, Some(old)) => Some(&old.key),
+            (Some((key, _)), Some(old)) => Some(key.value().min(&old.key)),
+        }
+    }
+
+    /// What is visible of that key.
+    pub(super) fn seen(&self) -> Result<Option<Seen<'_>>, StoreError> {
+        let order = self.order();
+        if let Some((_, record)) = self.new.as_ref().filter(|_| order.is_ge()) {
+            let record = Current::decode(record.value())?;
+            if record.rev.main <= self.at {
+                return Ok(Some(Seen::Current(record)));
+            }
+        }
+        Ok(self.old.as_ref().filter(|_| order.is_le()).and_then(|old| old.visible).map(Seen::Old))
+    }
+
+    /// Of the old version's key to the new one's.
+    fn order(&self) -> Ordering {
+        match (&self.old, &self.new) {
+            (None, _) => Ordering::Greater,
+            (Some(_), None) => Ordering::Less,
+            (Some(old), Some((key, _))) => old.key[..].cmp(key.value()),
+        }
+    }
+
+    /// Goes on to the next key.
+    pub(super) fn advance(&mut self) -> Result<(), StoreError> {
+        let order = self.order();
+        if order.is_ge() {
+            self.new = self.read_current()?;
+        }
+        if order.is_le() {
+            self.read_old()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,351 @@
+//! The checkpoint: what was applied in memory goes into the file, in key order, in one durable transaction,
+//! together with the removal of some of what compaction made unreachable.
+
+use super::base::for_each_logged;
+use super::block;
+use super::codec::{
+    Current, INLINE_BYTES_MAX, META, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, index_key, index_value, tables_of,
+};
+use super::error::StoreError;
+use super::overlay::{Overlay, Recent};
+use super::runs::{self, RUNS_MERGED, RunCursor};
+use super::types::Keyspace;
+use bytes::Bytes;
+use redb::{Database, Durability, ReadableTable, Table, WriteTransaction};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ops::Bound;
+
+/// Runs of more blocks than this are not merged, so that merging takes little memory and time. (That many
+/// are some 150,000 superseded versions.)
+const MERGED_BLOCKS_MAX: usize = 512;
+
+/// What a record is taken to cost besides its bytes.
+pub(super) const RECORD_OVERHEAD_BYTES: u64 = 16;
+
+type FileTable<'t> = Table<'t, &'static [u8], &'static [u8]>;
+
+/// One key space's tables, open for writing, and the count of bytes in use.
+struct Tables<'t, 'u> {
+    current: FileTable<'t>,
+    log: FileTable<'t>,
+    index: FileTable<'t>,
+    used: &'u mut u64,
+}
+
+fn insert(table: &mut FileTable<'_>, used: &mut u64, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    let replaced = table.insert(key, value)?.map(|old| old.value().len());
+    match replaced {
+        Some(old) => *used = used.saturating_sub(old as u64),
+        None => *used += key.len() as u64 + RECORD_OVERHEAD_BYTES,
+    }
+    *used += value.len() as u64;
+    Ok(())
+}
+
+fn remove(table: &mut FileTable<'_>, used: &mut u64, key: &[u8]) -> Result<(), StoreError> {
+    if let Some(removed) = table.remove(key)?.map(|old| old.value().len()) {
+        *used = used.saturating_sub((removed + key.len()) as u64 + RECORD_OVERHEAD_BYTES);
+    }
+    Ok(())
+}
+
+/// Writes the overlay, and the state that it led to; looks at about `garbage_max` changes for garbage.
+/// Returns the state as it stands in the file: with garbage collected, and all bytes counted.
+pub(super) fn fold(
+    db: &Database,
+    overlay: &Overlay,
+    mut state: State,
+    membership: Option<&Bytes>,
+    garbage_max: usize,
+) -> Result<State, StoreError> {
+    let mut txn = db.begin_write()?;
+    txn.set_durability(Durability::Immediate)?;
+    // Saves which pages are free, so that opening after a crash need not walk the whole file.
+    txn.set_quick_repair(true);
+    for (changes, table) in overlay.plain.iter().zip(PLAIN_TABLES) {
+        if changes.is_empty() {
+            continue;
+        }
+        let mut table = txn.open_table(table)?;
+        for (key, value) in changes {
+            match value {
+                Some(value) => table.insert(&key[..], &value[..])?,
+                None => table.remove(&key[..])?,
+            };
+        }
+    }
+    let mut left = garbage_max;
+    for keyspace in [Keyspace::User, Keyspace::System] {
+        fold_keyspace(&txn, keyspace, overlay.keyspace(keyspace), &mut state, &mut left)?;
+    }
+    {
+        let mut meta = txn.open_table(META)?;
+        meta.insert(META_STATE, &state.encode()[..])?;
+        if let Some(membership) = membership {
+            meta.insert(META_MEMBERSHIP, &membership[..])?;
+        }
+    }
+    txn.commit()?;
+    Ok(state)
+}
+
+fn fold_keyspace(
+    txn: &WriteTransaction,
+    keyspace: Keyspace,
+    recent: &Recent,
+    state: &mut State,
+    left: &mut usize,
+) -> Result<(), StoreError> {
+    let numbers = &mut state.keyspaces[keyspace as usize];
+    if recent.log().is_empty() && numbers.collected >= numbers.compact {
+        return Ok(());
+    }
+    let [current, log, index] = tables_of(keyspace);
+    let used = &mut state.used_bytes;
+    let mut tables = Tables { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)?, used };
+    tables.write_current(recent)?;
+    tables.write_log(recent)?;
+    tables.write_index(recent)?;
+    if numbers.collected < numbers.compact {
+        tables.drop_runs(numbers.compact)?;
+    }
+    tables.merge_runs()?;
+    while *left > 0 && numbers.collected < numbers.compact {
+        let (looked, collected) = tables.collect_some(numbers.collected, numbers.compact, *left)?;
+        *left = left.saturating_sub(looked.max(1));
+        numbers.collected = collected;
+    }
+    Ok(())
+}
+
+/// Puts records that come in order into blocks.
+struct Packer<'a, 't> {
+    table: &'a mut FileTable<'t>,
+    key: Vec<u8>,
+    block: Vec<u8>,
+}
+
+impl<'a, 't> Packer<'a, 't> {
+    fn new(table: &'a mut FileTable<'t>) -> Self {
+        Self { table, key: Vec::new(), block: Vec::new() }
+    }
+
+    /// `block_key` makes the table's key of a block that begins with this record.
+    fn push(&mut self, block_key: impl FnOnce() -> Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        if !block::has_room(&self.block, key, value) {
+            self.flush()?;
+        }
+        if self.block.is_empty() {
+            self.key = block_key();
+        }
+        block::push(&mut self.block, key, value);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        if !self.block.is_empty() {
+            self.table.insert(&self.key[..], &self.block[..])?;
+            self.block.clear();
+        }
+        Ok(())
+    }
+}
+
+fn record_bytes(key: &[u8], value: &[u8]) -> u64 {
+    (key.len() + value.len()) as u64 + RECORD_OVERHEAD_BYTES
+}
+
+impl Tables<'_, '_> {
+    /// The last version of each key.
+    fn write_current(&mut self, recent: &Recent) -> Result<(), StoreError> {
+        let mut scratch = Vec::new();
+        for change in recent.range((Bound::Unbounded, Bound::Unbounded), u64::MAX) {
+            if change.delete {
+                remove(&mut self.current, self.used, &change.key)?;
+                continue;
+            }
+            let record = Current {
+                rev: change.rev,
+                create: change.create,
+                version: change.version,
+                lease: change.lease,
+                inline: (change.value.len() <= INLINE_BYTES_MAX).then_some(&change.value[..]),
+            };
+            record.encode(&mut scratch);
+            insert(&mut self.current, self.used, &change.key, &scratch)?;
+        }
+        Ok(())
+    }
+
+    /// The history, behind what there is; the last block is filled up first.
+    fn write_log(&mut self, recent: &Recent) -> Result<(), StoreError> {
+        let last = self.log.last()?.map(|(key, block)| (key.value().to_vec(), block.value().to_vec()));
+        let mut packer = Packer::new(&mut self.log);
+        if let Some((key, block)) = last.filter(|(_, block)| block.len() < block::BLOCK_BYTES_MAX / 2) {
+            (packer.key, packer.block) = (key, block);
+        }
+        let mut scratch = Vec::new();
+        for change in recent.log() {
+            change.logged().encode(&mut scratch);
+            let key = change.rev.key();
+            *self.used += record_bytes(&key, &scratch);
+            packer.push(|| key.to_vec(), &key, &scratch)?;
+        }
+        packer.flush()
+    }
+
+    /// A run of superseded versions, and deletions, by key.
+    fn write_index(&mut self, recent: &Recent) -> Result<(), StoreError> {
+        let Some(upto) = recent.log().last().map(|change| change.rev.main) else { return Ok(()) };
+        let mut packer = Packer::new(&mut self.index);
+        let mut add = |key: &[u8], rev: Rev, tombstone: bool| {
+            let (key, value) = (index_key(key, rev.main), index_value(rev.sub, tombstone));
+            *self.used += record_bytes(&key, &value);
+            packer.push(|| runs::block_key(upto, &key), &key, &value)
+        };
+        for (key, changes) in recent.by_key() {
+            for change in changes {
+                if change.prev != Rev::NONE {
+                    add(key, change.prev, false)?;
+                }
+                if change.delete {
+                    add(key, change.rev, true)?;
+                }
+            }
+        }
+        packer.flush()
+    }
+
+    /// Merges the latest runs while there are many of about one size. So each record is written again once for
+    /// each size class only. The merged run is about the same last revision as the latest of them.
+    fn merge_runs(&mut self) -> Result<(), StoreError> {
+        loop {
+            let class = |blocks: usize| blocks.max(1).ilog(RUNS_MERGED);
+            let (mut merged, mut size) = (Vec::new(), None);
+            let mut below = u64::MAX.to_be_bytes();
+            while merged.len() < RUNS_MERGED {
+                let Some(last) = self.index.range::<&[u8]>(..&below[..])?.next_back().transpose()? else { return Ok(()) };
+                let Some(upto) = last.0.value().first_chunk::<8>().copied() else { return Err(damaged("index", "key", last.0.value())) };
+                let blocks = self.index.range::<&[u8]>(&upto[..]..&below[..])?.take(MERGED_BLOCKS_MAX).count();
+                if blocks == MERGED_BLOCKS_MAX || class(blocks) > *size.get_or_insert(class(blocks)) {
+                    return Ok(());
+                }
+                merged.push(u64::from_be_bytes(upto));
+                below = upto;
+            }
+            self.merge(&merged)?;
+        }
+    }
+
+    /// Latest first.
+    fn merge(&mut self, merged: &[u64]) -> Result<(), StoreError> {
+        let Some(&last) = merged.first() else { return Ok(()) };
+        type Record = (Vec<u8>, Vec<u8>);
+        let own = |key: &[u8], value: &[u8]| (key.to_vec(), value.to_vec());
+        let mut blocks: Vec<Record> = Vec::new();
+        {
+            let mut cursors = Vec::new();
+            let mut heads: BinaryHeap<Reverse<(Record, usize)>> = BinaryHeap::new();
+            for (i, upto) in merged.iter().enumerate() {
+                let mut cursor = RunCursor::new(&self.index, *upto, Vec::new(), None)?;
+                heads.extend(cursor.next_raw(own)?.map(|record| Reverse((record, i))));
+                cursors.push(cursor);
+            }
+            let mut block = (Vec::new(), Vec::new());
+            while let Some(Reverse(((key, value), i))) = heads.pop() {
+                if !block::has_room(&block.1, &key, &value) {
+                    blocks.push(std::mem::take(&mut block));
+                }
+                if block.1.is_empty() {
+                    block.0 = runs::block_key(last, &key);
+                }
+                block::push(&mut block.1, &key, &value);
+                heads.extend(cursors[i].next_raw(own)?.map(|record| Reverse((record, i))));
+            }
+            blocks.push(block);
+        }
+        for upto in merged {
+            self.drop_run(*upto)?;
+        }
+        for (key, block) in blocks {
+            self.index.insert(&key[..], &block[..])?;
+        }
+        Ok(())
+    }
+
+    fn drop_run(&mut self, upto: u64) -> Result<(), StoreError> {
+        let (from, to) = (upto.to_be_bytes(), upto.saturating_add(1).to_be_bytes());
+        self.index.retain_in::<&[u8], _>(&from[..]..&to[..], |_, _| false)?;
+        Ok(())
+    }
+
+    /// Removes the runs that no revision from `compact` on looks at.
+    fn drop_runs(&mut self, compact: u64) -> Result<(), StoreError> {
+        while let Some(upto) = runs::next_run(&self.index, 0)?.filter(|upto| *upto <= compact) {
+            let mut cursor = RunCursor::new(&self.index, upto, Vec::new(), None)?;
+            let mut freed = 0;
+            while let Some(bytes) = cursor.next_raw(record_bytes)? {
+                freed += bytes;
+            }
+            drop(cursor);
+            *self.used = self.used.saturating_sub(freed);
+            self.drop_run(upto)?;
+        }
+        Ok(())
+    }
+
+    /// Removes history that no revision from `compact` on can reach: each change up to it makes its predecessor
+    /// garbage, and a deletion below it itself (one at it is still an event for who watches from there). Looks at about
+    /// `changes_max` changes from `collected` on, whole revisions, each change once or twice in its life. Returns
+    /// how many, and up to where.
+    fn collect_some(&mut self, collected: u64, compact: u64, changes_max: usize) -> Result<(usize, u64), StoreError> {
+        let mut garbage = Vec::new();
+        let (mut looked, mut main, mut done) = (0, collected, compact);
+        // The changes of the compaction revision itself supersede as well; they are looked at again with the next one.
+        let end = Rev { main: compact.saturating_add(1), sub: 0 };
+        for_each_logged(&self.log, Rev { main: collected, sub: 0 }, end, |rev, logged| {
+            if looked >= changes_max && rev.main > main && rev.main < compact {
+                done = rev.main;
+                return Ok(false);
+            }
+            main = rev.main;
+            looked += 1;
+            garbage.extend(Some(logged.prev).filter(|prev| *prev != Rev::NONE));
+            garbage.extend((logged.delete && rev.main < compact).then_some(rev));
+            Ok(true)
+        })?;
+        garbage.sort_unstable();
+        let mut left = &garbage[..];
+        while let Some(first) = left.first() {
+            let found = self.log.range::<&[u8]>(..=&first.key()[..])?.next_back().transpose()?;
+            let Some((key, block)) = found.map(|(key, block)| (key.value().to_vec(), block.value().to_vec())) else {
+                left = &left[1..];
+                continue;
+            };
+            left = self.filter_block(&key, &block, left)?;
+        }
+        Ok((looked, done))
+    }
+
+    /// Takes garbage out of one block; returns what of it lies behind the block.
+    fn filter_block<'g>(&mut self, key: &[u8], block: &[u8], garbage: &'g [Rev]) -> Result<&'g [Rev], StoreError> {
+        let (mut kept, mut last) = (Vec::with_capacity(block.len()), garbage[0]);
+        for record in block::records("log", block) {
+            let (rev, value) = record?;
+            let at = Rev::from_key(rev)?;
+            last = last.max(at);
+            if garbage.binary_search(&at).is_ok() {
+                *self.used = self.used.saturating_sub(record_bytes(rev, value));
+            } else {
+                block::push(&mut kept, rev, value);
+            }
+        }
+        if kept.is_empty() {
+            self.log.remove(key)?;
+        } else if kept.len() < block.len() {
+            self.log.insert(key, &kept[..])?;
+        }
+        Ok(&garbage[garbage.partition_point(|rev| *rev <= last)..])
+    }
+}
