@@ -27,7 +27,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("python3", "python3"),
     ("nsenter", "util-linux"),
     ("protoc", "protobuf-compiler"),
-    ("python3", "python3"),
     ("tar", "tar"),
     ("curl", "curl"),
 ];

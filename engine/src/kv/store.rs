@@ -117,6 +117,8 @@ struct Layers {
 pub(super) struct Inner {
     pub(super) db: Database,
     file_bytes: Arc<AtomicU64>,
+    /// [`AuthState::mark`] of the users, for a look without a lock.
+    auth_mark: AtomicU64,
     /// Held over each checkpoint.
     folding: Mutex<()>,
     /// Held over each batch, and while layers are exchanged.
@@ -125,8 +127,6 @@ pub(super) struct Inner {
     /// Memory that `recent` and `frozen` take.
     recent_bytes: AtomicUsize,
     frozen_bytes: AtomicUsize,
-    /// [`AuthState::mark`] of the layers' users, for a look without a lock.
-    auth_mark: AtomicU64,
     pub(super) restoring: AtomicBool,
     /// A batch or checkpoint failed half-way.
     broken: AtomicBool,
@@ -225,18 +225,17 @@ impl Store {
         let mut txn = db.begin_write()?;
         txn.set_quick_repair(true);
         let (state, membership, alarms, auth) = initialise(&txn)?;
-        let auth = Arc::new(auth);
         txn.commit()?;
         let base = Arc::new(Base::open(&db)?);
         let inner = Inner {
             db,
             file_bytes,
+            auth_mark: AtomicU64::new(auth.mark()),
             folding: Mutex::new(()),
             writer: Mutex::new(()),
-            layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth: Arc::clone(&auth), membership }),
+            layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth: Arc::new(auth), membership }),
             recent_bytes: AtomicUsize::new(0),
             frozen_bytes: AtomicUsize::new(0),
-            auth_mark: AtomicU64::new(auth.mark()),
             restoring: AtomicBool::new(false),
             broken: AtomicBool::new(false),
         };
