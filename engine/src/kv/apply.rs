@@ -132,11 +132,7 @@ impl<'t> Writer<'t> {
         }
     }
 
-<<<<<<< HEAD
-    /// What it led to, the alarms, the users, and the membership where that changed.
-=======
     /// What it led to, alarms, users, and the membership where that changed.
->>>>>>> wt-kv
     pub(super) fn finish(self) -> (State, Alarms, Arc<AuthState>, Option<Bytes>) {
         (self.state, self.alarms, self.auth, self.membership)
     }
