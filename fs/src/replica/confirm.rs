@@ -7,14 +7,13 @@
 //! right; where this primary does not remember it, the older mtime is the unaltered one; where the mtimes are
 //! equal, what is there is kept rather than lost.
 
+use super::heal_calls::{HealCalls, HealRoute, overdue};
 use super::order::{Mode::Exclusive, Ticket};
 use super::types::{BrickId, ClientRequest, PeerMsg};
 use super::{Disk, ReplicaCore, Task};
 use crate::fop::{Attr, Errno, FileKind, Fop, FopResult, Gfid, Reply};
 use crate::heal::{Direction, HealPlan, Healer, Step};
 use brickraft_engine::types::Time;
-use bytes::Bytes;
-use std::collections::BTreeMap;
 
 /// Most repairs that wait.
 const REPAIRS_MAX: usize = 256;
@@ -71,7 +70,7 @@ pub(super) struct Repair {
     theirs_around: Option<FopResult>,
     healer: Option<Healer>,
     pub heal: u64,
-    calls: BTreeMap<u64, (Bytes, Time)>,
+    calls: HealCalls,
     began: Time,
 }
 
@@ -158,7 +157,6 @@ impl<S: Disk> ReplicaCore<S> {
 
     pub(super) fn resend_asks(&mut self) {
         let (now, epoch) = (self.now, self.group.epoch);
-        let floor = self.p.heal_floor();
         let mut again = Vec::new();
         for (&id, ask) in &mut self.p.asks {
             if now.since(ask.sent) >= self.timing.retransmit {
@@ -167,12 +165,9 @@ impl<S: Disk> ReplicaCore<S> {
             }
         }
         if let Some(repair) = &mut self.p.repair {
-            for (&id, (call, sent)) in &mut repair.calls {
-                if now.since(*sent) >= self.timing.retransmit {
-                    *sent = now;
-                    let tag = super::HealTag { epoch, attempt: 0, heal: repair.heal, floor, id };
-                    self.out.push_back(super::ReplicaOutput::ToPeer { to: repair.job.peer, msg: PeerMsg::Heal(tag), payload: call.clone() });
-                }
+            let route = HealRoute { to: repair.job.peer, attempt: 0, heal: repair.heal };
+            for (id, call) in overdue(&mut repair.calls, now, self.timing.retransmit) {
+                self.send_heal(route, id, call);
             }
         }
         for (to, msg) in again {
@@ -262,7 +257,7 @@ impl<S: Disk> ReplicaCore<S> {
                 theirs_around: None,
                 healer: None,
                 heal: 0,
-                calls: BTreeMap::new(),
+                calls: HealCalls::new(),
                 began: self.now,
             });
             return true;
@@ -354,10 +349,7 @@ impl<S: Disk> ReplicaCore<S> {
         let store = &mut self.store;
         let step = healer.step(self.now, &mut |call| crate::heal::execute(store, call));
         while let Some((id, call)) = healer.poll_call() {
-            let payload = Bytes::from(postcard::to_allocvec(&call).unwrap_or_default());
-            r.calls.insert(id, (payload.clone(), self.now));
-            let tag = super::HealTag { epoch: self.group.epoch, attempt: 0, heal: r.heal, floor: self.p.heal_floor().min(r.heal), id };
-            self.out.push_back(super::ReplicaOutput::ToPeer { to: r.job.peer, msg: PeerMsg::Heal(tag), payload });
+            self.send_call(&mut r.calls, HealRoute { to: r.job.peer, attempt: 0, heal: r.heal }, id, &call);
         }
         match step {
             Step::More => Moved::Yes,

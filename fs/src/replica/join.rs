@@ -6,8 +6,9 @@
 //! when the outcome is certain: once the proposal has left, only a new epoch can end the freeze, since else
 //! the brick could be declared in sync while it lacks a change.
 
+use super::heal_calls::{HealCalls, HealRoute, overdue};
 use super::flight::Flight;
-use super::types::{BrickId, GroupConfig, HealTag, Identity, PeerMsg, RepOp, ReplicaOutput, ReplyTable};
+use super::types::{BrickId, GroupConfig, HealTag, Identity, PeerMsg, RepOp, ReplyTable};
 use super::{DataTask, Disk, ReplicaCore, Task};
 use crate::fop::{Bucket, Fop, Gfid};
 use crate::heal::{Direction, HealItem, HealPlan, HealResult, Healer, Step};
@@ -52,7 +53,7 @@ pub(super) struct Join {
     pub stage: Stage,
     healer: Option<Healer>,
     pub heal: u64,
-    calls: BTreeMap<u64, (Bytes, Time)>,
+    calls: HealCalls,
     changes: BTreeMap<Gfid, HealItem>,
     changed_buckets: BTreeSet<Bucket>,
     rounds: u32,
@@ -204,7 +205,7 @@ impl<S: Disk> ReplicaCore<S> {
             stage: Stage::Bulk,
             healer: Some(Healer::new(Direction::Push, plan)),
             heal: self.p.heals,
-            calls: BTreeMap::new(),
+            calls: HealCalls::new(),
             changes: BTreeMap::new(),
             changed_buckets: BTreeSet::new(),
             rounds: 0,
@@ -282,10 +283,7 @@ impl<S: Disk> ReplicaCore<S> {
         let store = &mut self.store;
         let step = healer.step(self.now, &mut |call| crate::heal::execute(store, call));
         while let Some((id, call)) = healer.poll_call() {
-            let payload = Bytes::from(postcard::to_allocvec(&call).unwrap_or_default());
-            j.calls.insert(id, (payload.clone(), self.now));
-            let tag = HealTag { epoch: self.group.epoch, attempt: j.attempt, heal: j.heal, floor: self.p.heal_floor().min(j.heal), id };
-            self.out.push_back(ReplicaOutput::ToPeer { to: j.brick, msg: PeerMsg::Heal(tag), payload });
+            self.send_call(&mut j.calls, HealRoute { to: j.brick, attempt: j.attempt, heal: j.heal }, id, &call);
         }
         if step != Step::Finished {
             return Some(step == Step::More);
@@ -340,14 +338,9 @@ impl<S: Disk> ReplicaCore<S> {
 
     pub(super) fn tick_join(&mut self) {
         let Some(mut j) = self.p.join.take() else { return };
-        let (now, epoch, pause) = (self.now, self.group.epoch, self.timing.retransmit);
-        let floor = self.p.heal_floor().min(j.heal);
-        for (&id, (call, sent)) in &mut j.calls {
-            if now.since(*sent) >= pause {
-                *sent = now;
-                let tag = HealTag { epoch, attempt: j.attempt, heal: j.heal, floor, id };
-                self.out.push_back(ReplicaOutput::ToPeer { to: j.brick, msg: PeerMsg::Heal(tag), payload: call.clone() });
-            }
+        let (now, pause) = (self.now, self.timing.retransmit);
+        for (id, call) in overdue(&mut j.calls, now, pause) {
+            self.send_heal(HealRoute { to: j.brick, attempt: j.attempt, heal: j.heal }, id, call);
         }
         if j.stage == Stage::Syncing && now.since(j.ready_sent) >= pause {
             self.send_join_ready(&mut j);

@@ -63,6 +63,7 @@ mod checkpoint;
 mod confirm;
 mod fence;
 mod flight;
+mod heal_calls;
 mod heal_server;
 mod join;
 mod membership;

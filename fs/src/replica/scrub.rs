@@ -1,15 +1,15 @@
 //! Scrub: everything is compared with each other in-sync brick while the volume is in use; what looks damaged is
 //! looked at again, some objects at a time, while changes stand still, and what then is decided is healed.
 
+use super::heal_calls::{HealCalls, HealRoute, overdue};
 use super::join::FREEZE_MAX;
-use super::types::{BrickId, HealInfo, HealTag, PeerMsg, ReplicaOutput};
+use super::types::{BrickId, HealInfo, HealTag};
 use super::{Disk, ReplicaCore, Role};
 use crate::fop::Gfid;
 use crate::heal::scrub::{Doubt, ScrubReport, Scrubber, Verdict};
 use crate::heal::{Direction, HealCall, HealPlan, HealResult, Healer, Step, heal_objects};
 use brickraft_engine::types::Time;
-use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// Suspects that are looked at in one freeze.
 const PORTION: usize = 64;
@@ -31,7 +31,7 @@ pub(super) struct Scrub {
     healers: VecDeque<Healer>,
     suspects: VecDeque<Gfid>,
     pub heal: u64,
-    calls: BTreeMap<u64, (Bytes, Time)>,
+    calls: HealCalls,
     began: Time,
     frozen_at: Time,
     healed: u64,
@@ -73,7 +73,7 @@ impl<S: Disk> ReplicaCore<S> {
             healers: VecDeque::new(),
             suspects: VecDeque::new(),
             heal: self.p.heals,
-            calls: BTreeMap::new(),
+            calls: HealCalls::new(),
             began: self.now,
             frozen_at: self.now,
             healed: 0,
@@ -115,10 +115,7 @@ impl<S: Disk> ReplicaCore<S> {
             return Some(Step::Finished);
         };
         for (id, call) in calls {
-            let payload = Bytes::from(postcard::to_allocvec(&call).unwrap_or_default());
-            s.calls.insert(id, (payload.clone(), self.now));
-            let tag = HealTag { epoch: self.group.epoch, attempt: 0, heal: s.heal, floor: self.p.heal_floor().min(s.heal), id };
-            self.out.push_back(ReplicaOutput::ToPeer { to: s.peer, msg: PeerMsg::Heal(tag), payload });
+            self.send_call(&mut s.calls, HealRoute { to: s.peer, attempt: 0, heal: s.heal }, id, &call);
         }
         if let Some(Err(e)) = outcome {
             self.note_damage(format!("scrub with brick {} failed: {e}", s.peer));
@@ -192,15 +189,10 @@ impl<S: Disk> ReplicaCore<S> {
     }
 
     pub(super) fn tick_scrub(&mut self) {
-        let (now, epoch, pause) = (self.now, self.group.epoch, self.timing.retransmit);
-        let floor = self.p.heal_floor();
         let Some(s) = &mut self.p.scrub else { return };
-        for (&id, (call, sent)) in &mut s.calls {
-            if now.since(*sent) >= pause {
-                *sent = now;
-                let tag = HealTag { epoch, attempt: 0, heal: s.heal, floor, id };
-                self.out.push_back(ReplicaOutput::ToPeer { to: s.peer, msg: PeerMsg::Heal(tag), payload: call.clone() });
-            }
+        let route = HealRoute { to: s.peer, attempt: 0, heal: s.heal };
+        for (id, call) in overdue(&mut s.calls, self.now, self.timing.retransmit) {
+            self.send_heal(route, id, call);
         }
     }
 

@@ -1,12 +1,13 @@
 //! A new primary: makes the other in-sync bricks equal to itself in all that was in flight, then serves.
 
-use super::types::{BrickId, HealTag, PeerMsg, ReplicaOutput, ReplyTable};
+use super::heal_calls::{HealCalls, HealRoute, overdue};
+use super::types::{BrickId, HealTag, PeerMsg, ReplyTable};
 use super::{Disk, ReplicaCore};
 use crate::fop::Gfid;
 use crate::heal::{Direction, HealPlan, HealResult, Healer, Step};
 use brickraft_engine::types::Time;
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// How far a take-over is.
 pub(super) struct TakeOver {
@@ -17,7 +18,7 @@ pub(super) struct TakeOver {
     /// Bricks to be made equal, one after the other.
     heal: Vec<BrickId>,
     healer: Option<(BrickId, u64, Healer)>,
-    calls: BTreeMap<u64, (Bytes, Time)>,
+    calls: HealCalls,
     /// Bricks that have not said that they follow.
     telling: BTreeSet<BrickId>,
     began: Time,
@@ -46,7 +47,7 @@ impl<S: Disk> ReplicaCore<S> {
             objects,
             heal: others.into_iter().collect(),
             healer: None,
-            calls: BTreeMap::new(),
+            calls: HealCalls::new(),
             telling: BTreeSet::new(),
             began: self.now,
             sent: Time(0),
@@ -112,10 +113,7 @@ impl<S: Disk> ReplicaCore<S> {
             let (brick, heal, store) = (*brick, *heal, &mut self.store);
             let step = healer.step(self.now, &mut |call| crate::heal::execute(store, call));
             while let Some((id, call)) = healer.poll_call() {
-                let payload = Bytes::from(postcard::to_allocvec(&call).unwrap_or_default());
-                t.calls.insert(id, (payload.clone(), self.now));
-                let tag = HealTag { epoch: self.group.epoch, attempt: 0, heal, floor: self.p.heal_floor().min(heal), id };
-                self.out.push_back(ReplicaOutput::ToPeer { to: brick, msg: PeerMsg::Heal(tag), payload });
+                self.send_call(&mut t.calls, HealRoute { to: brick, attempt: 0, heal }, id, &call);
             }
             if step != Step::Finished {
                 return (step == Step::More, false);
@@ -161,7 +159,6 @@ impl<S: Disk> ReplicaCore<S> {
         let (now, epoch, pause) = (self.now, self.group.epoch, self.timing.retransmit);
         let again = self.p.take_over.as_ref().is_some_and(|t| t.asking && now.since(t.sent) >= pause && !t.telling.is_empty());
         let told = again.then(|| self.took_over());
-        let floor = self.p.heal_floor();
         let Some(t) = &mut self.p.take_over else { return };
         if !t.asking || now.since(t.sent) < pause {
             return;
@@ -170,16 +167,15 @@ impl<S: Disk> ReplicaCore<S> {
         let mut again: Vec<(BrickId, PeerMsg, Bytes)> = Vec::new();
         again.extend(t.asked.iter().map(|&b| (b, PeerMsg::TakeOver { epoch }, Bytes::new())));
         again.extend(told.iter().flat_map(|m| t.telling.iter().map(|&b| (b, m.clone(), Bytes::new()))));
-        if let Some((brick, heal, _)) = &t.healer {
-            for (&id, (call, sent)) in &mut t.calls {
-                if now.since(*sent) >= pause {
-                    *sent = now;
-                    again.push((*brick, PeerMsg::Heal(HealTag { epoch, attempt: 0, heal: *heal, floor, id }), call.clone()));
-                }
-            }
-        }
+        let calls = t.healer.as_ref().map(|(brick, heal, _)| {
+            let route = HealRoute { to: *brick, attempt: 0, heal: *heal };
+            (route, overdue(&mut t.calls, now, pause))
+        });
         for (to, msg, payload) in again {
             self.send_with(to, msg, payload);
+        }
+        if let Some((route, calls)) = calls {
+            calls.into_iter().for_each(|(id, call)| self.send_heal(route, id, call));
         }
     }
 
