@@ -76,18 +76,23 @@ fn under_the_lease_a_read_asks_nobody() {
     assert_eq!(net.sent.get("Heartbeat"), None);
 }
 
+/// Asks `old` to read after each millisecond: it must give no answer while anybody else leads.
+fn never_answers_beside_another(net: &mut Net, old: NodeId, reads: std::ops::Range<u64>, seed: u64) {
+    for ctx in reads {
+        let before = net.reads.len();
+        let _ = net.read(old, ctx);
+        let fresh = net.leader().filter(|n| *n != old);
+        assert!(fresh.is_none() || net.reads.len() == before, "seed {seed}: {old:?} answers a read, and {fresh:?} leads");
+        net.run(1);
+    }
+}
+
 #[test]
 fn a_lease_ends_before_anybody_else_can_lead() {
     for seed in 10..60 {
         let (mut net, old) = with_leases(seed);
         net.isolate(&[old]);
-        for ctx in 1..200 {
-            let before = net.reads.len();
-            let _ = net.read(old, ctx);
-            let fresh = net.leader().filter(|n| *n != old);
-            assert!(fresh.is_none() || net.reads.len() == before, "seed {seed}: {old:?} answers a read, and {fresh:?} leads");
-            net.run(1);
-        }
+        never_answers_beside_another(&mut net, old, 1..200, seed);
         net.run_until(1_000, |net| net.leader().is_some_and(|n| n != old));
         assert!(!net.reads.is_empty(), "it had a lease for a while");
     }
@@ -104,13 +109,7 @@ fn a_restarted_voter_keeps_to_the_lease_it_has_forgotten() {
         net.crash(others[1]);
         net.isolate(&[old]);
         net.restart(others[1]);
-        for ctx in 1..100 {
-            let before = net.reads.len();
-            let _ = net.read(old, ctx);
-            let fresh = net.leader().filter(|n| *n != old);
-            assert!(fresh.is_none() || net.reads.len() == before, "seed {seed}: {old:?} answers a read, and {fresh:?} leads");
-            net.run(1);
-        }
+        never_answers_beside_another(&mut net, old, 1..100, seed);
     }
 }
 

@@ -48,11 +48,7 @@ struct Load {
 
 impl Load {
     fn issue(&mut self, c: &mut Cluster) {
-        let ids = c.ids();
-        let id = ids[c.rng.random_range(0..ids.len())];
-        if !c.alive(id) {
-            return;
-        }
+        let Some(id) = c.any_alive() else { return };
         let mark = c.core(id).store().auth_mark();
         let identity = |user: &str| Some(Identity { user: user.into(), revision: mark });
         if c.rng.random_bool(0.3) {

@@ -21,11 +21,7 @@ struct Load {
 
 impl Load {
     fn issue(&mut self, c: &mut Cluster) {
-        let ids = c.ids();
-        let id = ids[c.rng.random_range(0..ids.len())];
-        if !c.alive(id) {
-            return;
-        }
+        let Some(id) = c.any_alive() else { return };
         if c.rng.random_bool(0.3) {
             let seen = self.acknowledged;
             let request = c.request(id, MemberRequest::ReadIndex);

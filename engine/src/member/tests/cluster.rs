@@ -173,6 +173,12 @@ impl Cluster {
         self.nodes[&id].core.is_some()
     }
 
+    /// A member by lot; `None` when it does not run.
+    pub fn any_alive(&mut self) -> Option<NodeId> {
+        let ids = self.ids();
+        Some(ids[self.rng.random_range(0..ids.len())]).filter(|id| self.alive(*id))
+    }
+
     pub fn core(&self, id: NodeId) -> &MemberCore<SimIo> {
         self.nodes[&id].core.as_ref().expect("runs")
     }
