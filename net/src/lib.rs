@@ -1,6 +1,7 @@
 //! Frames, peer transport, brick RPC and the etcd gRPC services. No files.
 
 pub mod client;
+pub mod duration;
 pub mod etcd;
 pub mod frame;
 pub mod link;

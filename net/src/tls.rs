@@ -58,6 +58,17 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// By what a client checks servers' certificates.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// Authorities' certificates, in PEM.
+    Pem(Vec<u8>),
+    /// The same in DER, one each; those that cannot be used are passed over, as there are such in what systems come with.
+    Der(Vec<Vec<u8>>),
+    /// Not at all.
+    Anybody,
+}
+
 /// Which versions and suites may be spoken.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
@@ -103,24 +114,19 @@ impl Policy {
     }
 }
 
+type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
 fn setup(e: impl fmt::Display) -> TlsError {
     TlsError::Setup(e.to_string())
 }
 
 impl Credentials {
-    fn chain(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
-        let chain = certificates("certificate file", &self.certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|e| TlsError::Pem { what: "key file", why: e.to_string() })?;
-        Ok((chain, key))
+    fn chain(&self) -> Result<Chain, TlsError> {
+        chain(&self.certificate, &self.key)
     }
 
     fn roots(&self) -> Result<Option<RootCertStore>, TlsError> {
-        let Some(pem) = &self.authorities else { return Ok(None) };
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates("trusted CA file", pem)? {
-            roots.add(certificate).map_err(|e| TlsError::Pem { what: "trusted CA file", why: e.to_string() })?;
-        }
-        Ok(Some(roots))
+        self.authorities.as_deref().map(roots).transpose()
     }
 
     fn revocations(&self) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
@@ -163,15 +169,36 @@ impl Credentials {
     /// # Errors
     /// When certificate, key, authorities or policy cannot be used.
     pub fn connector(&self, policy: &Policy) -> Result<Connector, TlsError> {
-        let provider = policy.provider()?;
-        let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&policy.versions()?).map_err(setup)?;
-        let builder = match self.roots()? {
-            Some(roots) => builder.with_root_certificates(roots),
-            None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
-        };
-        let (chain, key) = self.chain()?;
-        let config = builder.with_client_auth_cert(chain, key).map_err(setup)?;
+        let config = client_config(policy, self.roots()?, Some(self.chain()?))?;
         Ok(Connector(TlsConnector::from(Arc::new(config))))
+    }
+}
+
+fn roots(pem: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("trusted CA file", pem)? {
+        roots.add(certificate).map_err(|e| TlsError::Pem { what: "trusted CA file", why: e.to_string() })?;
+    }
+    Ok(roots)
+}
+
+fn chain(certificate: &[u8], key: &[u8]) -> Result<Chain, TlsError> {
+    let chain = certificates("certificate file", certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| TlsError::Pem { what: "key file", why: e.to_string() })?;
+    Ok((chain, key))
+}
+
+/// Without roots any certificate will do.
+fn client_config(policy: &Policy, roots: Option<RootCertStore>, shown: Option<Chain>) -> Result<ClientConfig, TlsError> {
+    let provider = policy.provider()?;
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&policy.versions()?).map_err(setup)?;
+    let builder = match roots {
+        Some(roots) => builder.with_root_certificates(roots),
+        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+    };
+    match shown {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(setup),
+        None => Ok(builder.with_no_client_auth()),
     }
 }
 
@@ -217,6 +244,27 @@ impl fmt::Debug for Connector {
 }
 
 impl Connector {
+    /// What a client of the client port connects with. `shown` is its certificate and key, in PEM.
+    ///
+    /// # Errors
+    /// When authorities, certificate or key cannot be used.
+    pub fn for_client(trust: &Trust, shown: Option<(&[u8], &[u8])>) -> Result<Self, TlsError> {
+        let roots = match trust {
+            Trust::Pem(pem) => Some(roots(pem)?),
+            Trust::Der(all) => {
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(all.iter().map(|der| CertificateDer::from(der.as_slice())));
+                Some(roots)
+            }
+            Trust::Anybody => None,
+        };
+        let shown = shown.map(|(certificate, key)| chain(certificate, key)).transpose()?;
+        let mut config = client_config(&Policy::default(), roots, shown)?;
+        // gRPC servers insist on it.
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self(TlsConnector::from(Arc::new(config))))
+    }
+
     /// Shakes hands with the server at `address`, `host:port`.
     ///
     /// # Errors

@@ -194,7 +194,7 @@ impl Replace {
     /// A member that lives is not to be replaced by mistake.
     async fn refuse_alive(&self, old: &Info) -> Result<()> {
         for url in &old.client_urls {
-            let alive = async { Client::connect(url).await?.is_alive().await };
+            let alive = async { Ok::<_, anyhow::Error>(self.endpoint.open(url).await?.is_alive().await?) };
             let answer = tokio::time::timeout(Duration::from_secs(2), alive).await;
             ensure!(
                 !matches!(answer, Ok(Ok(true))),

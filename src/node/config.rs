@@ -5,6 +5,7 @@ use super::url::Url;
 use crate::management::BRICK_PORT;
 use anyhow::{Context, Result, bail, ensure};
 use brickraft_engine::member::identity::InitialMember;
+use brickraft_net::duration::go_duration;
 use brickraft_net::etcd::AuthSettings;
 use brickraft_net::tls::Policy;
 use std::path::PathBuf;
@@ -56,28 +57,6 @@ impl AutoCompaction {
             other => bail!("--auto-compaction-mode {other:?}: it must be periodic or revision"),
         }
     }
-}
-
-/// A duration as Go writes it: numbers with h, m, s or ms behind each.
-#[must_use]
-pub fn go_duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut total = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        let unit = rest[digits..].find(|c: char| c.is_ascii_digit() || c == '.').map_or(rest.len(), |n| digits + n);
-        total += number
-            * match &rest[digits..unit] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 0.001,
-                _ => return None,
-            };
-        rest = &rest[unit..];
-    }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
 }
 
 /// See the module's text.

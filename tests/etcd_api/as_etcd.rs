@@ -4,6 +4,7 @@ use crate::support::dev::enter;
 use crate::support::{BRICKRAFT, Daemon, Netns, output, run, text};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A place of its own, with the binary linked as `etcd`.
@@ -95,8 +96,8 @@ fn defaults_flags_and_refusals_are_etcds() {
     assert!(daemon.stop(Duration::from_secs(10)));
 }
 
-/// An authority, and certificates that it signs.
-struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
+/// An authority, certificates that it signs, and the next one's number.
+struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>, AtomicU64);
 
 impl Authority {
     fn new(name: &str) -> Self {
@@ -104,22 +105,26 @@ impl Authority {
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
-        Self(rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().expect("a key")).expect("sign"))
+        let issuer = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().expect("a key")).expect("sign");
+        Self(issuer, AtomicU64::new(1))
     }
 
     fn save(&self, path: &Path) {
         std::fs::write(path, self.0.pem()).expect("write");
     }
 
-    /// Writes `NAME.crt` and `NAME.key`.
-    fn sign(&self, dir: &Path, name: &str) {
+    /// Writes `NAME.crt` and `NAME.key`; the certificate's number.
+    fn sign(&self, dir: &Path, name: &str) -> rcgen::SerialNumber {
         let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).expect("parameters");
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let serial = rcgen::SerialNumber::from(self.1.fetch_add(1, Ordering::Relaxed));
+        params.serial_number = Some(serial.clone());
         let key = rcgen::KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.0).expect("sign");
         std::fs::write(dir.join(format!("{name}.crt")), certificate.pem()).expect("write");
         std::fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).expect("write");
+        serial
     }
 }
 
@@ -182,6 +187,122 @@ fn tls_lets_in_whom_it_should() {
     }
     assert!(host.curl(&["http://127.0.0.1:2381/health"]).contains("\"true\""));
     assert!(daemon.stop(Duration::from_secs(10)), "{}", daemon.log());
+}
+
+/// `brickraft WORDS...` on that host.
+fn brickraft(host: &Host, words: &[&str]) -> Command {
+    let mut c = enter(&host.netns, [BRICKRAFT]);
+    c.args(words).current_dir(host.dir.path());
+    c
+}
+
+#[track_caller]
+fn refused(command: &mut Command, with: &str) {
+    let ended = output(command);
+    let said = text(&ended.stderr);
+    assert!(!ended.status.success() && said.contains(with) && !said.contains("panicked"), "{command:?}: {said}");
+}
+
+#[test]
+fn our_own_commands_speak_tls_as_etcdctl_does() {
+    let host = Host::new();
+    let ours = Authority::new("ours");
+    ours.save(&host.path("ca.crt"));
+    Authority::new("theirs").save(&host.path("other-ca.crt"));
+    for name in ["server", "alice"] {
+        ours.sign(host.dir.path(), name);
+    }
+    let _daemon = host.start(&[
+        "--listen-client-urls=https://127.0.0.1:2379,unixs://sock",
+        "--advertise-client-urls=https://127.0.0.1:2379",
+        "--cert-file=server.crt",
+        "--key-file=server.key",
+        "--trusted-ca-file=ca.crt",
+    ]);
+    let identity = ["--cert", "alice.crt", "--key", "alice.key"];
+    let list = |words: &[&str]| brickraft(&host, &[&["member", "list"], words].concat());
+    // The scheme asks for TLS; so do the flags where there is no scheme; a socket's host is localhost.
+    for endpoint in ["https://127.0.0.1:2379", "127.0.0.1:2379", "unixs://sock"] {
+        let said = run(&mut list(&[&identity[..], &["--cacert=ca.crt", "--endpoints", endpoint]].concat()));
+        assert!(said.contains(", started, default, http://localhost:2380, https://127.0.0.1:2379, false"), "{endpoint}: {said}");
+    }
+    run(&mut list(&[&identity[..], &["--endpoints=https://127.0.0.1:2379", "--insecure-skip-tls-verify"]].concat()));
+    // The system's authorities do not know the server, nor do others.
+    let https = ["--endpoints=https://127.0.0.1:2379"];
+    refused(&mut list(&[&identity[..], &https].concat()), "https://127.0.0.1:2379: cannot be reached: invalid peer certificate");
+    refused(&mut list(&[&identity[..], &https, &["--cacert=other-ca.crt"]].concat()), "invalid peer certificate");
+    refused(&mut list(&["--cacert=ca.crt", https[0]]), "CertificateRequired");
+    refused(&mut list(&["--cert=alice.crt", https[0]]), "KeyFile and CertFile must both be present[key: , cert: alice.crt]");
+    refused(&mut list(&["--cacert=none.crt", https[0]]), "--cacert: read none.crt");
+    refused(&mut list(&["--dial-timeout=x"]), "--dial-timeout=x: a duration such as 5s is wanted");
+    // From the environment, where what is empty counts as not there.
+    let with_variables = |words: &[&str]| {
+        let mut c = brickraft(&host, words);
+        c.env("ETCDCTL_ENDPOINTS", "https://127.0.0.1:2379").env("ETCDCTL_CACERT", "ca.crt").env("ETCDCTL_CERT", "alice.crt");
+        c.env("ETCDCTL_KEY", "alice.key").env("ETCDCTL_USER", "").env("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "");
+        c
+    };
+    assert_eq!(run(&mut with_variables(&["snapshot", "save", "saved.db"])), "Snapshot saved at saved.db\n");
+    assert!(run(&mut brickraft(&host, &["snapshot", "status", "saved.db"])).contains(", 0, "));
+    // No token is asked for where users are not in use: etcd says so.
+    refused(with_variables(&["member", "list"]).env("ETCDCTL_USER", "root:pw"), "authentication is not enabled");
+    refused(with_variables(&["member", "list", "--user", "root", "--password", "pw"]).env("ETCDCTL_USER", ""), "is not enabled");
+}
+
+#[test]
+fn a_revoked_certificate_is_refused() {
+    let host = Host::new();
+    let ours = Authority::new("ours");
+    ours.save(&host.path("ca.crt"));
+    for name in ["server", "alice"] {
+        ours.sign(host.dir.path(), name);
+    }
+    let serial = ours.sign(host.dir.path(), "fired");
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let now = std::time::SystemTime::now();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: (now - day).into(),
+        next_update: (now + day).into(),
+        crl_number: rcgen::SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: vec![rcgen::RevokedCertParams {
+            serial_number: serial,
+            revocation_time: (now - day).into(),
+            reason_code: Some(rcgen::RevocationReason::PrivilegeWithdrawn),
+            invalidity_date: None,
+        }],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&ours.0).expect("sign");
+    std::fs::write(host.path("crl.pem"), list.pem().expect("PEM")).expect("write");
+    std::fs::write(host.path("crl.der"), list.der()).expect("write");
+    let get = |who: &str| {
+        let mut c = host.etcdctl(&["--endpoints=https://127.0.0.1:2379", "--dial-timeout=2s", "--command-timeout=3s", "--cacert=ca.crt"]);
+        c.args([format!("--cert={who}.crt"), format!("--key={who}.key")]).args(["put", "a", who]);
+        c
+    };
+    let flags = [
+        "--listen-client-urls=https://127.0.0.1:2379",
+        "--advertise-client-urls=https://127.0.0.1:2379",
+        "--cert-file=server.crt",
+        "--key-file=server.key",
+        "--trusted-ca-file=ca.crt",
+        "--client-cert-auth",
+    ];
+    // The list makes the difference, in both of its forms.
+    for revoked in [None, Some("--client-crl-file=crl.pem"), Some("--client-crl-file=crl.der")] {
+        let mut daemon = host.start(&[&flags[..], revoked.as_slice()].concat());
+        assert_eq!(run(&mut get("alice")), "OK\n", "{revoked:?}");
+        let fired = output(&mut get("fired"));
+        assert_eq!(fired.status.success(), revoked.is_none(), "{revoked:?}: {}", text(&fired.stderr));
+        if revoked.is_some() {
+            let own = ["member", "list", "--endpoints=https://127.0.0.1:2379", "--cacert=ca.crt", "--cert=fired.crt", "--key=fired.key"];
+            refused(&mut brickraft(&host, &own), "CertificateRevoked");
+        }
+        assert!(daemon.stop(Duration::from_secs(10)), "{}", daemon.log());
+    }
+    std::fs::write(host.path("crl.pem"), "nonsense").expect("write");
+    refused(&mut host.etcd(&[&flags[..], &["--client-crl-file=crl.pem"]].concat()), "TLS for clients");
 }
 
 /// Three members that speak TLS to each other and to clients.

@@ -3,6 +3,7 @@
 //! The tokens are the crate jsonwebtoken's affair; the cryptography is ring's, as TLS's is, by way of a provider that is
 //! given to that crate here.
 
+use crate::duration::go_duration;
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::signature::{Error as SignatureError, Signer, Verifier};
@@ -63,26 +64,6 @@ pub enum TokenSpec {
     },
 }
 
-/// A duration as Go writes it: `5m`, `1h30m`, `300s`, `500ms`.
-fn go_duration(text: &str) -> Option<Duration> {
-    let (mut rest, mut total) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let number: u32 = rest[..digits].parse().ok()?;
-        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
-        let unit = match &rest[digits..unit_end] {
-            "ms" => Duration::from_millis(1),
-            "s" => Duration::from_secs(1),
-            "m" => Duration::from_secs(60),
-            "h" => Duration::from_secs(3600),
-            _ => return None,
-        };
-        total = total.checked_add(unit.checked_mul(number)?)?;
-        rest = &rest[unit_end..];
-    }
-    (total > Duration::ZERO).then_some(total)
-}
-
 fn algorithm(method: &str) -> Result<Algorithm, TokenSpecError> {
     Ok(match method {
         "HS256" => Algorithm::HS256,
@@ -136,7 +117,7 @@ impl TokenSpec {
             return Err(TokenSpecError::Missing("pub-key or priv-key"));
         }
         let wrong = |value: &String| TokenSpecError::Value { option: "ttl", value: value.clone(), why: "is no duration, as 5m is" };
-        let ttl = ttl.map_or(Ok(TTL_DEFAULT), |text| go_duration(&text).ok_or_else(|| wrong(&text)))?;
+        let ttl = ttl.map_or(Ok(TTL_DEFAULT), |text| go_duration(&text).filter(|ttl| !ttl.is_zero()).ok_or_else(|| wrong(&text)))?;
         Ok(Self::Jwt { method, public, private, ttl })
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::etcd::client::Client;
+use crate::etcd::client::{Client, Dial};
 use crate::etcd::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 use brickraft_engine::kv::BackupReader;
 use pb::alarm_request::AlarmAction;
@@ -81,7 +81,7 @@ fn a_snapshot_arrives_whole() {
         for key in ["a", "b", "c"] {
             s.put(key, "1").await;
         }
-        let client = Client::connect(&s.address).await.expect("connect");
+        let client = Client::connect(&s.address, &Dial::default()).await.expect("connect");
         let mut file = Vec::new();
         let bytes = client
             .snapshot(&mut |portion| {
