@@ -12,7 +12,8 @@ use brickraft_engine::types::{Index, NodeId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,6 +24,45 @@ use tokio::sync::mpsc;
 /// Messages that wait between the sockets and the member at most, in either direction.
 const MESSAGES_MAX: usize = 4096;
 
+/// What a member is part of. The leader of a cluster with bricks looks after everybody's bricks, and a member of the
+/// store alone cannot; so members of both kinds do not let each other in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// Started as `etcd`.
+    Store,
+    /// Started as `brickraft server`.
+    Bricks,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Store => "`etcd`",
+            Self::Bricks => "`brickraft server`",
+        })
+    }
+}
+
+/// What there is to say when two kinds meet.
+#[must_use]
+pub fn mixed(cluster_id: u64, theirs: Kind, ours: Kind) -> String {
+    format!(
+        "cluster {cluster_id:016x} runs as {theirs}, and this member was started as {ours}: members of both kinds in one cluster are \
+         refused, because a leader without bricks could not look after those of the others"
+    )
+}
+
+/// Who a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Who {
+    /// Its cluster.
+    pub cluster_id: u64,
+    /// Its id there.
+    pub id: NodeId,
+    /// What it is part of.
+    pub kind: Kind,
+}
+
 /// The first message of a connection between members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberHello {
@@ -32,10 +72,12 @@ pub struct MemberHello {
     pub from: NodeId,
     /// Whom to.
     pub to: NodeId,
+    /// What the speaker is part of.
+    pub kind: Kind,
 }
 
 /// What a member knows of its cluster: the answer to a connection with [`Preface::Members`], which anybody may open.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembersAnswer {
     /// The cluster.
     pub cluster_id: u64,
@@ -43,6 +85,10 @@ pub struct MembersAnswer {
     pub applied: Index,
     /// The members as of that entry.
     pub membership: Membership,
+    /// What the member is part of.
+    pub kind: Kind,
+    /// Whether it knows a leader.
+    pub has_leader: bool,
 }
 
 /// How long a member may take to say who belongs to its cluster.
@@ -108,21 +154,26 @@ pub async fn ask_members(address: &PeerAddress, tls: Option<&PeerTls>) -> io::Re
 async fn answer_members(me: &Me, mut write: impl AsyncWrite + Unpin) -> io::Result<()> {
     let answer = {
         let status = me.status.borrow();
-        MembersAnswer { cluster_id: me.cluster_id, applied: status.applied, membership: status.membership.clone() }
+        MembersAnswer {
+            cluster_id: me.who.cluster_id,
+            applied: status.applied,
+            membership: status.membership.clone(),
+            kind: me.who.kind,
+            has_leader: status.leader.is_some(),
+        }
     };
     let head = postcard::to_allocvec(&answer).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     write.write_all(&encode(0, &head, 0)).await?;
     write.shutdown().await
 }
 
-/// Makes the transport of member `id` and the tasks that serve it. Must be called inside a
+/// Makes the transport of member `who` and the tasks that serve it. Must be called inside a
 /// [`tokio::task::LocalSet`]. `addresses` changes with the membership; peers that are not in it are not let in. Ports and
 /// addresses that ask for TLS are of no use without `tls`.
 ///
 /// `status` is what strangers are told who ask for the members.
 pub fn start(
-    cluster_id: u64,
-    id: NodeId,
+    who: Who,
     ports: Vec<PeerPort>,
     tls: Option<PeerTls>,
     addresses: tokio::sync::watch::Receiver<Addresses>,
@@ -131,7 +182,7 @@ pub fn start(
     let (outgoing, to_send) = mpsc::channel(MESSAGES_MAX);
     let (received, incoming) = mpsc::channel(MESSAGES_MAX);
     let (lost, unreachable) = mpsc::channel(MESSAGES_MAX);
-    let me = Rc::new(Me { cluster_id, id, addresses, tls, status });
+    let me = Rc::new(Me { who, addresses, tls, status, others: RefCell::default() });
     tokio::task::spawn_local(send(me.clone(), to_send, lost));
     for port in ports {
         tokio::task::spawn_local(accept(me.clone(), port, received.clone()));
@@ -140,11 +191,12 @@ pub fn start(
 }
 
 struct Me {
-    cluster_id: u64,
-    id: NodeId,
+    who: Who,
     addresses: tokio::sync::watch::Receiver<Addresses>,
     status: tokio::sync::watch::Receiver<MemberStatus>,
     tls: Option<PeerTls>,
+    /// Members of the other kind, which the log has been told of.
+    others: RefCell<BTreeSet<NodeId>>,
 }
 
 async fn send(me: Rc<Me>, mut messages: mpsc::Receiver<(NodeId, PeerMessage)>, lost: mpsc::Sender<NodeId>) {
@@ -171,10 +223,10 @@ async fn send(me: Rc<Me>, mut messages: mpsc::Receiver<(NodeId, PeerMessage)>, l
         let wanted = addresses.borrow_and_update().clone();
         links.retain(|id, (address, _)| wanted.get(id) == Some(address));
         for (peer, address) in wanted {
-            if peer == me.id || links.contains_key(&peer) {
+            if peer == me.who.id || links.contains_key(&peer) {
                 continue;
             }
-            let hello = MemberHello { cluster_id: me.cluster_id, from: me.id, to: peer };
+            let hello = MemberHello { cluster_id: me.who.cluster_id, from: me.who.id, to: peer, kind: me.who.kind };
             let hello = Bytes::from(postcard::to_allocvec(&hello).expect("plain data"));
             let (up, lost) = (up.clone(), lost.clone());
             let connector = me.tls.as_ref().filter(|_| address.tls).map(|tls| tls.connector.clone());
@@ -233,9 +285,17 @@ async fn receive(me: &Me, stream: TcpStream, tls: bool, received: &mpsc::Sender<
         Ok(hello) if preface == Preface::Member => hello,
         _ => return refuse("no member's greeting".into()),
     };
-    if hello.cluster_id != me.cluster_id || hello.to != me.id {
+    if hello.cluster_id != me.who.cluster_id || hello.to != me.who.id {
         return refuse(format!("greeting of member {:016x} of cluster {:016x} to {:016x}", hello.from.0, hello.cluster_id, hello.to.0));
     }
+    if hello.kind != me.who.kind {
+        if me.others.borrow_mut().insert(hello.from) {
+            let (peer, theirs, ours) = (format_args!("{:016x}", hello.from.0), hello.kind, me.who.kind);
+            tracing::error!(%peer, "a member that was started as {theirs} is not let in, because this one was started as {ours}");
+        }
+        return refuse(format!("{:016x} was started as {}", hello.from.0, hello.kind));
+    }
+    me.others.borrow_mut().remove(&hello.from);
     while let Some(frame) = frames.next().await? {
         if !me.addresses.borrow().contains_key(&hello.from) {
             return refuse(format!("{:016x} is not a member", hello.from.0));

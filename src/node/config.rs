@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use brickraft_engine::member::identity::InitialMember;
 use brickraft_net::duration::go_duration;
 use brickraft_net::etcd::AuthSettings;
+use brickraft_net::peers::Kind;
 use brickraft_net::tls::Policy;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -150,6 +151,12 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
+    /// What this server's member is part of.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        if self.listen_brick.is_some() { Kind::Bricks } else { Kind::Store }
+    }
+
     /// Checks what the flags' types cannot.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ const FIND: Duration = Duration::from_secs(20);
 /// it by its peer URLs.
 ///
 /// # Errors
-/// When no member answers in time, or none knows of this one.
+/// When no member answers in time, none knows of this one, or they are of the other kind.
 pub async fn find_self(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<JoinRequest> {
     let me = config.initial_cluster.iter().find(|m| m.name == config.name);
     let own = me.map(|m| m.peer_urls.clone()).context("--initial-cluster does not name this member")?;
@@ -46,6 +46,9 @@ pub async fn find_self(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<J
                     tracing::debug!(address = %address.address, %e, "ask for the membership");
                     continue;
                 }
+            }
+            if let Some(answer) = known.as_ref().filter(|answer| answer.kind != config.kind()) {
+                bail!("{}", peers::mixed(answer.cluster_id, answer.kind, config.kind()));
             }
             if let Some(request) = known.as_ref().and_then(|answer| own_place(config, answer, &own)) {
                 return Ok(request);

@@ -15,7 +15,7 @@ use brickraft_engine::member::{Clock, MemberConfig, MemberCore, MemberHandle, Me
 use brickraft_engine::raft::{Membership, Role};
 use brickraft_engine::types::NodeId;
 use brickraft_net::etcd::{Limits, Metrics, Port, Settings};
-use brickraft_net::peers::{self, Addresses, PeerAddress, PeerPort, PeerTls};
+use brickraft_net::peers::{self, Addresses, PeerAddress, PeerPort, PeerTls, Who};
 use brickraft_net::stream::Listener;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -100,8 +100,9 @@ async fn open(
     };
     let core = MemberCore::open(member_config, plan.start, io, store.clone(), clock.now(), rand::random())?;
     let (handle, inbox) = MemberHandle::new(store, core.status(), clock);
+    let who = Who { cluster_id, id, kind: config.kind() };
     let (addresses, addresses_rx) = watch::channel(plan.addresses);
-    let transport = peers::start(cluster_id, id, peer_ports, peer_tls.clone(), addresses_rx, handle.status_watch());
+    let transport = peers::start(who, peer_ports, peer_tls.clone(), addresses_rx, handle.status_watch());
     spawn_local(follow_membership(handle.clone(), addresses));
     spawn_local(introduce(handle.clone(), config.clone()));
     spawn_local(super::compactor::run(handle.clone(), config.auto_compaction));
@@ -119,7 +120,7 @@ async fn open(
         });
     }
     let _ = started.send(Ok(Started { handle: handle.clone(), id, cluster_id }));
-    let removed = removal::watch(handle.clone(), config.data_dir.clone(), peer_tls);
+    let removed = removal::watch(handle.clone(), who, config.data_dir.clone(), peer_tls);
     let run = async move {
         let result = tokio::select! {
             result = driver::run(core, inbox, transport) => result.map_err(Into::into),

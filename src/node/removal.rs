@@ -1,11 +1,12 @@
-//! What becomes of a member that is removed from its cluster: it says so and ends, and does not start again.
+//! What becomes of a member that does not belong where it is: removed from its cluster, it says so and ends, and does not
+//! start again; one of `etcd` among those of `brickraft server`, or the other way round, says so and ends.
 
 use super::join::member_dir;
 use super::member::peer_address;
 use anyhow::{Context, Result, bail};
 use brickraft_engine::member::{MemberHandle, MemberStatus};
 use brickraft_engine::types::Index;
-use brickraft_net::peers::{self, PeerTls};
+use brickraft_net::peers::{self, Kind, PeerTls, Who};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,22 +32,34 @@ pub fn check(data_dir: &Path) -> Result<()> {
     }
 }
 
-/// Returns when this member has been removed, with what is to be said.
-pub async fn watch(member: MemberHandle, data_dir: PathBuf, tls: Option<PeerTls>) -> anyhow::Error {
+/// Why a member does not belong where it is.
+enum Verdict {
+    /// It was removed.
+    Removed,
+    /// The others, who have a leader, were started as something else.
+    Mixed(Kind),
+}
+
+/// Returns when this member has been removed, or when it turns out that the cluster is of the other kind; with what is to be
+/// said.
+pub async fn watch(member: MemberHandle, who: Who, data_dir: PathBuf, tls: Option<PeerTls>) -> anyhow::Error {
     let mut status = member.status_watch();
     // A joiner may be sent a state from before it was added; only who was a member can have been removed.
     let mut member_at: Option<Index> = None;
     let mut leaderless = Duration::ZERO;
-    loop {
+    // Whoever has had a leader is one of those that others may not fit to.
+    let mut had_leader = false;
+    let verdict = loop {
         let without_leader = {
             let now = status.borrow_and_update();
             if now.membership.contains(now.id) {
                 member_at = Some(now.applied);
             } else if member_at.is_some() {
-                break;
+                break Verdict::Removed;
             }
             now.leader.is_none()
         };
+        had_leader |= !without_leader;
         leaderless = if without_leader { leaderless } else { Duration::ZERO };
         match tokio::time::timeout(LOOK, status.changed()).await {
             Err(_) => leaderless += LOOK,
@@ -59,18 +72,20 @@ pub async fn watch(member: MemberHandle, data_dir: PathBuf, tls: Option<PeerTls>
         }
         leaderless = Duration::ZERO;
         let now = status.borrow().clone();
-        if let Some(at) = member_at
-            && told_removed(&now, at, tls.as_ref()).await
-        {
-            break;
+        match ask_others(&now, member_at, who.kind, tls.as_ref()).await {
+            Some(Verdict::Mixed(_)) if had_leader => {}
+            Some(verdict) => break verdict,
+            None => {}
         }
+    };
+    if let Verdict::Mixed(theirs) = verdict {
+        return anyhow::Error::msg(peers::mixed(who.cluster_id, theirs, who.kind));
     }
     // A member that learns of its removal by applying it lets its last answers out.
     tokio::time::sleep(LOOK).await;
-    let id = member.last_status().id;
     let text = format!(
         "the member {:016x} has been permanently removed from the cluster; the data-dir used by this member must be removed: {}",
-        id.0,
+        who.id.0,
         data_dir.display()
     );
     tracing::error!("{text}");
@@ -80,16 +95,22 @@ pub async fn watch(member: MemberHandle, data_dir: PathBuf, tls: Option<PeerTls>
     anyhow::Error::msg(text)
 }
 
-/// Whether another member has applied at least what this one has, and does not know this one any more: then it was
-/// removed, since what it belongs by has been applied there too.
-async fn told_removed(me: &MemberStatus, member_at: Index, tls: Option<&PeerTls>) -> bool {
+/// Asks those that this member takes for its cluster. One that has applied at least what this one has, and does not know it
+/// any more, proves that it was removed, since what it belongs by has been applied there too.
+async fn ask_others(me: &MemberStatus, member_at: Option<Index>, kind: Kind, tls: Option<&PeerTls>) -> Option<Verdict> {
     for id in me.membership.ids().filter(|id| *id != me.id) {
         let urls = me.membership.info(id).map(|i| i.peer_urls.clone()).unwrap_or_default();
         let Some(address) = peer_address(&urls) else { continue };
         let Ok(answer) = peers::ask_members(&address, tls).await else { continue };
-        if answer.cluster_id == me.cluster_id && answer.applied >= member_at && !answer.membership.contains(me.id) {
-            return true;
+        if answer.cluster_id != me.cluster_id {
+            continue;
+        }
+        if answer.kind != kind && answer.has_leader {
+            return Some(Verdict::Mixed(answer.kind));
+        }
+        if member_at.is_some_and(|at| answer.applied >= at) && !answer.membership.contains(me.id) {
+            return Some(Verdict::Removed);
         }
     }
-    false
+    None
 }

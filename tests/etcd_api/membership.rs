@@ -117,11 +117,53 @@ fn a_dead_member_is_replaced_without_losing_the_majority() {
     assert!(second.ended_well(PATIENCE), "{}", second.log());
     let log = second.log();
     assert!(log.contains("promoted in cluster") && log.contains(&format!("Member {old} removed")), "{log}");
-    let names: Vec<String> = s.members(living[0]).iter().map(|m| m["name"].as_str().unwrap_or_default().to_owned()).collect();
-    assert!(names.len() == 3 && names.contains(&"m3".to_owned()) && !names.contains(&format!("m{dead}")), "{names:?}");
+    let names = || s.members(living[0]).iter().map(|m| m["name"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>();
+    // The new one may tell its name a moment later.
+    wait_for("the new member's name", PATIENCE, || names().contains(&"m3".to_owned()).then_some(()));
+    let names = names();
+    assert!(names.len() == 3 && !names.contains(&format!("m{dead}")), "{names:?}");
     s.wait_keys(3, "key/", 20);
     // The new one counts: with one of the others gone there is still a majority.
     s.kill(living[0]);
     s.wait_leader(&[living[1], 3]);
     s.ctl_in_time(3, &["put", "key/20", "x"]);
+}
+
+#[test]
+fn members_of_both_kinds_do_not_mix() {
+    let mut s = Servers::new();
+    let all = cluster(&[0, 1, 2]);
+    let founders = ["--initial-cluster", all.as_str()];
+    // Two of three founders are called etcd: the third does not get in, says why, and ends.
+    s.start_etcd(0, &founders);
+    s.start_etcd(1, &founders);
+    s.wait_leader(&[0, 1]);
+    s.start(2, &founders);
+    let why = "runs as `etcd`, and this member was started as `brickraft server`";
+    wait_end(&mut s, 2, why);
+    assert!([0, 1].iter().any(|i| s.daemons[i].log().contains("a member that was started as `brickraft server` is not let in")));
+    s.ctl(0, &["put", "a", "1"]);
+    s.start_etcd(2, &founders);
+    s.wait_keys(2, "a", 1);
+    // One that comes later is told at once.
+    s.ctl(0, &["member", "add", "m3", "--learner", &urls(3)]);
+    let grown = cluster(&[0, 1, 2, 3]);
+    let existing = ["--initial-cluster", grown.as_str(), "--initial-cluster-state=existing"];
+    let said = output(&mut s.server(3, &existing));
+    assert!(!said.status.success() && text(&said.stderr).contains(why), "{}", text(&said.stderr));
+    s.start_etcd(3, &existing);
+    s.wait_keys(3, "a", 1);
+    // All of them together may change: it is the members that are running that must agree.
+    let named = || s.members(0).iter().any(|m| m["name"] == "m3").then_some(());
+    wait_for("the new member's name", PATIENCE, named);
+    let m3 = s.id(0, "m3");
+    s.ctl_in_time(0, &["member", "remove", &m3]);
+    wait_end(&mut s, 3, "has been permanently removed from the cluster");
+    (0..3).for_each(|i| s.stop(i));
+    (0..2).for_each(|i| s.start(i, &founders));
+    s.wait_leader(&[0, 1]);
+    s.start_etcd(2, &founders);
+    wait_end(&mut s, 2, "runs as `brickraft server`, and this member was started as `etcd`");
+    s.start(2, &founders);
+    s.wait_keys(2, "a", 1);
 }

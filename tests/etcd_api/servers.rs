@@ -65,6 +65,22 @@ impl Servers {
         c
     }
 
+    /// The same, called as `etcd`.
+    pub fn etcd(&self, i: usize, flags: &[&str]) -> Command {
+        let link = self.dir.path().join("etcd");
+        let _ = std::os::unix::fs::symlink(BRICKRAFT, &link);
+        let mut c = enter(&self.netns, [link.as_os_str()]);
+        c.args(["--name", &format!("m{i}"), "--data-dir"]).arg(self.data(i));
+        c.args(["--listen-client-urls", &client(i), "--advertise-client-urls", &client(i)]);
+        c.args(["--listen-peer-urls", &peer(i), "--initial-advertise-peer-urls", &peer(i)]).args(flags);
+        c
+    }
+
+    pub fn start_etcd(&mut self, i: usize, flags: &[&str]) {
+        let daemon = Daemon::spawn(self.etcd(i, flags), &self.dir.path().join(format!("log{i}")));
+        self.daemons.insert(i, daemon);
+    }
+
     pub fn start(&mut self, i: usize, flags: &[&str]) {
         let daemon = Daemon::spawn(self.server(i, flags), &self.dir.path().join(format!("log{i}")));
         self.daemons.insert(i, daemon);
