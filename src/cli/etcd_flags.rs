@@ -114,8 +114,6 @@ const FLAGS: &[Flag] = &[
     Flag("compact-hash-check-time", Takes::Text, CHECKS),
     Flag("experimental-enable-lease-checkpoint", Takes::Bool, "a new leader grants every lease its full time"),
     Flag("experimental-enable-lease-checkpoint-persist", Takes::Bool, "a new leader grants every lease its full time"),
-    Flag("experimental-watch-progress-notify-interval", Takes::Text, "its default is what is done"),
-    Flag("watch-progress-notify-interval", Takes::Text, "its default is what is done"),
     Flag("experimental-downgrade-check-time", Takes::Text, "members do not downgrade each other"),
     Flag("downgrade-check-time", Takes::Text, "members do not downgrade each other"),
     Flag("experimental-warning-apply-duration", Takes::Text, "slow requests are not logged"),

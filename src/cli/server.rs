@@ -8,6 +8,8 @@ use crate::node::url::Url;
 use crate::node::{Ended, Node, ServerConfig};
 use anyhow::{Context, Result, bail};
 use brickraft_engine::member::MemberStatus;
+use brickraft_net::duration::go_duration;
+use brickraft_net::etcd::WATCH_PROGRESS_INTERVAL;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use std::os::unix::process::CommandExt;
@@ -74,6 +76,12 @@ pub(crate) struct ServerArgs {
     /// How much history is kept: hours or a duration (periodic), or a number (revision); 0: all
     #[arg(long, env = "ETCD_AUTO_COMPACTION_RETENTION", default_value = "0")]
     auto_compaction_retention: String,
+    /// How often a watch that asked for progress hears of it when nothing happens: a duration of at least 100ms; 0: 10m
+    #[arg(long, env = "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL", default_value = "0s")]
+    watch_progress_notify_interval: String,
+    /// The same under the name that etcd 3.5 gives it
+    #[arg(long, env = "ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL", default_value = "0s")]
+    experimental_watch_progress_notify_interval: String,
     /// What is logged: debug, info, warn, error, panic or fatal; the variable BRICKRAFT_LOG says it in more detail
     #[arg(long, env = "ETCD_LOG_LEVEL", default_value = "info", value_parser = ["debug", "info", "warn", "error", "panic", "fatal"])]
     log_level: String,
@@ -145,8 +153,18 @@ impl ServerArgs {
             gateway: self.enable_grpc_gateway,
             txn_ops_max: self.max_txn_ops,
             request_bytes_max: self.max_request_bytes,
+            watch_progress_interval: self.watch_progress_interval()?,
             auth: self.auth.settings()?,
         })
+    }
+
+    fn watch_progress_interval(&self) -> Result<Duration> {
+        let read = |flag: &str, text: &str| go_duration(text).with_context(|| format!("--{flag}={text}: a duration such as 10m is wanted"));
+        let new = read("watch-progress-notify-interval", &self.watch_progress_notify_interval)?;
+        let old = read("experimental-watch-progress-notify-interval", &self.experimental_watch_progress_notify_interval)?;
+        let chosen = if new.is_zero() { old } else { new };
+        // etcd's bounds.
+        Ok(if chosen.is_zero() { WATCH_PROGRESS_INTERVAL } else { chosen.max(Duration::from_millis(100)) })
     }
 
     /// The log's level in tracing's words.

@@ -6,7 +6,7 @@ use crate::management::BRICK_PORT;
 use anyhow::{Context, Result, bail, ensure};
 use brickraft_engine::member::identity::InitialMember;
 use brickraft_net::duration::go_duration;
-use brickraft_net::etcd::AuthSettings;
+use brickraft_net::etcd::{AuthSettings, WATCH_PROGRESS_INTERVAL};
 use brickraft_net::peers::Kind;
 use brickraft_net::tls::Policy;
 use std::path::PathBuf;
@@ -113,6 +113,8 @@ pub struct ServerConfig {
     pub txn_ops_max: usize,
     /// `--max-request-bytes`.
     pub request_bytes_max: usize,
+    /// `--watch-progress-notify-interval`.
+    pub watch_progress_interval: Duration,
     /// `--auth-token` and its like.
     pub auth: AuthSettings,
 }
@@ -145,6 +147,7 @@ impl Default for ServerConfig {
             gateway: true,
             txn_ops_max: TXN_OPS_MAX,
             request_bytes_max: REQUEST_BYTES_MAX,
+            watch_progress_interval: WATCH_PROGRESS_INTERVAL,
             auth: AuthSettings::default(),
         }
     }

@@ -138,6 +138,7 @@ fn settings(config: &ServerConfig, stats: SharedStats) -> Settings {
         limits: Limits { txn_ops_max: config.txn_ops_max, request_bytes_max: config.request_bytes_max },
         quota_bytes: config.quota_bytes,
         no_leader_grace: 3 * config.election_timeout,
+        watch_progress_interval: config.watch_progress_interval,
         gateway: config.gateway,
         client_cert_auth: config.client_tls.cert_auth,
         auth: config.auth.clone(),

@@ -49,6 +49,9 @@ use tonic::metadata::MetadataMap;
 /// The etcd version that this API is equal to. Kubernetes asks for watch progress on 3.5.13 and later.
 pub const ETCD_VERSION: &str = "3.5.21";
 
+/// etcd's default of `--watch-progress-notify-interval`.
+pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+
 /// How the services behave.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -58,6 +61,9 @@ pub struct Settings {
     pub lease_ttl_s_min: i64,
     /// A stream that asked for `hasleader` ends after so long without a leader (etcd: three election time-outs).
     pub no_leader_grace: Duration,
+    /// How often a watch that asked for it hears of the revision when nothing happens (etcd
+    /// `--watch-progress-notify-interval`).
+    pub watch_progress_interval: Duration,
     /// What the store may use before NOSPACE is raised, in bytes; 0: no limit.
     pub quota_bytes: u64,
     /// What is said to be the version.
@@ -90,6 +96,7 @@ impl Default for Settings {
             limits: Limits::default(),
             lease_ttl_s_min: 2,
             no_leader_grace: Duration::from_secs(3),
+            watch_progress_interval: WATCH_PROGRESS_INTERVAL,
             quota_bytes: 0,
             version: ETCD_VERSION.to_owned(),
             gateway: true,

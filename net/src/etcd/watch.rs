@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -52,6 +53,8 @@ struct Running {
     serial: u64,
     fragment: bool,
     progress_notify: bool,
+    /// Had no event since the last tick of the stream's clock.
+    idle: bool,
     progress_wanted: Arc<Notify>,
     task: AbortHandle,
 }
@@ -80,6 +83,17 @@ struct Session {
     next_id: i64,
     next_serial: u64,
     progress: Progress,
+    /// When watches that asked for it hear of the revision although nothing happens; from the first such watch on.
+    ticks: Option<Interval>,
+}
+
+async fn tick(ticks: &mut Option<Interval>) {
+    match ticks {
+        Some(ticks) => {
+            ticks.tick().await;
+        }
+        None => std::future::pending().await,
+    }
 }
 
 async fn forward(mut stream: WatchStream, id: i64, serial: u64, progress_wanted: Arc<Notify>, updates: mpsc::Sender<Update>) {
@@ -132,7 +146,8 @@ fn watch_request(r: &pb::WatchCreateRequest, now: Revision) -> Result<WatchReque
         no_put: r.filters().any(|f| f == FilterType::Noput),
         no_delete: r.filters().any(|f| f == FilterType::Nodelete),
         prev_kv: r.prev_kv,
-        progress_notify: r.progress_notify,
+        // The session sees to that, at the interval that the flag gives.
+        progress_notify: false,
     })
 }
 
@@ -175,6 +190,7 @@ impl Session {
                     Err(_) => return Err(Gone),
                 },
                 Some(update) = updates.recv() => self.on_update(update).await?,
+                () = tick(&mut self.ticks) => self.on_tick(),
                 e = &mut end => {
                     self.watches.clear();
                     return self.out.send(Err(e.into())).await.map_err(|_| Gone);
@@ -195,6 +211,25 @@ impl Session {
             }
             None => Ok(()),
         }
+    }
+
+    fn on_tick(&mut self) {
+        for watch in self.watches.values_mut().filter(|w| w.progress_notify) {
+            if std::mem::replace(&mut watch.idle, true) {
+                watch.progress_wanted.notify_one();
+            }
+        }
+    }
+
+    /// As in etcd, up to a tenth longer, so that streams that came together do not tick together.
+    fn start_ticking(&mut self) {
+        let interval = self.api.settings().watch_progress_interval;
+        let interval = interval.mul_f64(rand::random_range(1.0..1.1));
+        self.ticks.get_or_insert_with(|| {
+            let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        });
     }
 
     fn choose_id(&mut self, wanted: i64) -> Result<i64, String> {
@@ -240,7 +275,10 @@ impl Session {
             progress_wanted.notify_one();
         }
         let task = tokio::spawn(forward(stream, id, serial, progress_wanted.clone(), self.updates.clone())).abort_handle();
-        let running = Running { serial, fragment: r.fragment, progress_notify: r.progress_notify, progress_wanted, task };
+        if r.progress_notify {
+            self.start_ticking();
+        }
+        let running = Running { serial, fragment: r.fragment, progress_notify: r.progress_notify, idle: true, progress_wanted, task };
         self.watches.insert(id, running);
         Ok(())
     }
@@ -255,9 +293,13 @@ impl Session {
 
     async fn on_update(&mut self, update: Update) -> Result<(), Gone> {
         let Update { id, serial, output } = update;
-        let Some(watch) = self.watches.get(&id).filter(|w| w.serial == serial) else { return Ok(()) };
+        let Some(watch) = self.watches.get_mut(&id).filter(|w| w.serial == serial) else { return Ok(()) };
         match output {
-            Some(WatchOutput::Events { revision, events }) => self.events(id, watch.fragment, revision, events).await,
+            Some(WatchOutput::Events { revision, events }) => {
+                watch.idle = false;
+                let fragment = watch.fragment;
+                self.events(id, fragment, revision, events).await
+            }
             Some(WatchOutput::Progress { revision }) => {
                 let notify = watch.progress_notify;
                 self.on_progress(id, notify, revision).await
@@ -348,8 +390,16 @@ impl Watch for Api {
         let (out, stream) = mpsc::channel(RESPONSES_MAX);
         let (updates, updates_rx) = mpsc::channel(UPDATES_MAX);
         let (caller, requests) = self.caller(request);
-        let session =
-            Session { api: caller, out, updates, watches: BTreeMap::new(), next_id: 0, next_serial: 0, progress: Progress::default() };
+        let session = Session {
+            api: caller,
+            out,
+            updates,
+            watches: BTreeMap::new(),
+            next_id: 0,
+            next_serial: 0,
+            progress: Progress::default(),
+            ticks: None,
+        };
         tokio::spawn(session.run(requests, updates_rx, leader_required));
         Ok(Response::new(ReceiverStream::new(stream)))
     }

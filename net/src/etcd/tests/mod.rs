@@ -74,6 +74,11 @@ impl Server {
 
 /// Runs `test` against a cluster of one member, on one thread.
 fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Rc<Server>) -> F) {
+    with_settings(|settings| settings, test);
+}
+
+/// The same with settings of the test's own.
+fn with_settings<F: Future<Output = ()>>(change: impl FnOnce(Settings) -> Settings, test: impl FnOnce(Rc<Server>) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let dir = tempfile::tempdir().expect("tempdir");
     let log = dir.path().join("log");
@@ -111,6 +116,7 @@ fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Rc<Server>) -> F) {
         let auth = super::AuthSettings { bcrypt_cost: 4, ..Default::default() };
         let settings =
             Settings { no_leader_grace: Duration::from_millis(300), quota_bytes: QUOTA_BYTES, metrics, auth, ..Default::default() };
+        let settings = change(settings);
         let service = tokio::task::spawn_local(serve_with(listener, handle.clone(), settings, shutdown));
         let channel = Channel::from_shared(address.clone()).expect("address").connect().await.expect("connect");
         let server = Rc::new(Server { address, channel, handle: handle.clone(), closing: closing.clone() });

@@ -155,3 +155,36 @@ fn shutdown_ends_streams() {
         assert_refused(w.responses.message().await, Code::Unavailable, "etcdserver: server stopped");
     });
 }
+
+#[test]
+fn idle_watches_hear_of_the_revision() {
+    let often = |settings| Settings { watch_progress_interval: Duration::from_millis(200), ..settings };
+    with_settings(often, |s| async move {
+        let mut w = Watching::start(&s).await;
+        let told = w.create(pb::WatchCreateRequest { progress_notify: true, ..prefix_a() }).await.watch_id;
+        let untold = w.create(pb::WatchCreateRequest { progress_notify: false, ..prefix_a() }).await.watch_id;
+        assert_ne!(told, untold);
+        s.put("b", "not watched").await;
+        // Again and again, and only whoever asked for it.
+        let mut revision = 0;
+        for _ in 0..3 {
+            let progress = w.next().await;
+            assert_eq!((progress.watch_id, progress.events.len()), (told, 0));
+            revision = progress.header.expect("a header").revision;
+        }
+        assert_eq!(revision, 2);
+        // Who gets events within the interval needs no progress: at most one was on its way.
+        let (mut events, mut between) = (0, 0);
+        for n in 0..20 {
+            s.put("a1", "x").await;
+            while events < 2 * (n + 1) {
+                let answer = w.next().await;
+                events += answer.events.len();
+                between += usize::from(answer.events.is_empty());
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        assert!(between <= 1, "{between} times");
+        assert_eq!(w.next().await.header.expect("a header").revision, 22);
+    });
+}
