@@ -1,7 +1,7 @@
 //! Alarms, backups, and clusters that are made out of backups.
 
-use crate::servers::{Servers, client, cluster, peer};
-use crate::support::{output, run, text, wait_for};
+use crate::servers::{PATIENCE, Servers, client, cluster, host, peer};
+use crate::support::{Unmount, output, run, text, wait_for};
 use std::path::Path;
 
 #[test]
@@ -142,4 +142,125 @@ fn a_backup_restores_to_clusters_of_one_and_of_three() {
     s.ctl(2, &["put", "key/new", "1"]);
     assert_eq!(s.status(2)["header"]["revision"].as_u64(), Some(revision + 1001));
     s.wait_keys(0, "key/", 52);
+}
+
+#[test]
+fn users_and_roles_are_restored() {
+    let mut s = Servers::cluster(1);
+    for words in [
+        &["user", "add", "root:pw"][..],
+        &["user", "add", "alice:secret"],
+        &["role", "add", "team"],
+        &["role", "grant-permission", "--prefix", "team", "readwrite", "team/"],
+        &["user", "grant-role", "alice", "team"],
+        &["auth", "enable"],
+        &["--user=alice:secret", "put", "team/k", "v"],
+    ] {
+        s.ctl(0, words);
+    }
+    let saved = s.dir.path().join("saved.db");
+    let save = ["snapshot", "save", saved.to_str().expect("plain path"), "--endpoints", &client(0)];
+    s.brickraft_refused(&save, "etcdserver: user name is empty");
+    s.brickraft_refused(&[&save[..], &["--user=root:wrong"]].concat(), "authentication failed, invalid user ID or password");
+    s.brickraft_refused(&[&save[..], &["--user=alice:secret"]].concat(), "etcdserver: permission denied");
+    run(&mut s.brickraft(&[&save[..], &["--user=root", "--password=pw"]].concat()));
+    let listed = run(&mut s.brickraft(&["member", "list", "--endpoints", &client(0), "--user=alice:secret"]));
+    assert!(listed.contains("started, m0"), "{listed}");
+    // What comes after the backup is forgotten, and only that.
+    s.ctl(0, &["--user=root:pw", "user", "delete", "alice"]);
+    s.ctl(0, &["--user=root:pw", "user", "add", "late:late"]);
+    s.stop(0);
+    std::fs::rename(s.data(0), s.dir.path().join("old0")).expect("rename");
+    restore(&s, 0, &saved, &[0], &[]);
+    s.start(0, &[]);
+    assert_eq!(s.ctl_in_time(0, &["--user=alice:secret", "get", "team/k"]), "team/k\nv\n");
+    s.ctl_refused(0, &["get", "team/k"], "user name is empty");
+    s.ctl_refused(0, &["--user=late:late", "get", "team/k"], "authentication failed, invalid user ID or password");
+    s.ctl_refused(0, &["--user=alice:secret", "put", "other", "v"], "permission denied");
+    s.ctl(0, &["--user=alice:secret", "put", "team/k", "w"]);
+    assert_eq!(s.ctl(0, &["--user=root:pw", "user", "list"]), "alice\nroot\n");
+    let role = s.ctl(0, &["--user=root:pw", "role", "get", "team"]);
+    assert!(role.contains("(prefix team/)"), "{role}");
+    s.ctl(0, &["--user=root:pw", "auth", "disable"]);
+    s.ctl(0, &["put", "other", "v"]);
+}
+
+/// `brickraft mount` of that volume on the directory `mnt`, until the guard goes.
+fn mount(s: &Servers, volume: &str) -> (Unmount, std::path::PathBuf) {
+    let on = s.dir.path().join("mnt");
+    std::fs::create_dir_all(&on).expect("make the directory");
+    let log = format!("log-file={}", s.dir.path().join("mnt.log").display());
+    run(s.brickraft(&["mount", &format!("{}:{volume}", host(0))]).arg(&on).args(["-o", &log]));
+    (Unmount(on.clone()), on)
+}
+
+#[test]
+fn a_restored_cluster_finds_its_volumes() {
+    let mut s = Servers::cluster(3);
+    let dir = s.dir.path().to_owned();
+    let brick = |i: usize| dir.join(format!("brick{i}"));
+    let bricks: Vec<String> = (0..2).map(|i| format!("{}:{}", host(i), brick(i).display())).collect();
+    let asked = |s: &Servers, words: &[&str]| {
+        let mut c = s.brickraft(&["--mode=script", "--server", &host(0)]);
+        c.args(words);
+        c
+    };
+    wait_for("the volume", PATIENCE, || {
+        output(&mut asked(&s, &["volume", "create", "rep", "replica", "2", &bricks[0], &bricks[1], "force"])).status.success().then_some(())
+    });
+    run(&mut asked(&s, &["volume", "start", "rep"]));
+    let whole = |s: &Servers| {
+        wait_for("both bricks in sync", PATIENCE, || {
+            let status = text(&output(&mut asked(s, &["volume", "status", "rep"])).stdout);
+            (status.contains("primary") && status.contains("in sync")).then_some(())
+        });
+    };
+    whole(&s);
+    {
+        let (_unmount, mnt) = mount(&s, "rep");
+        std::fs::write(mnt.join("before"), "1").expect("write");
+        let saved = s.dir.path().join("saved.db");
+        run(&mut s.brickraft(&["snapshot", "save", saved.to_str().expect("plain path"), "--endpoints", &client(1)]));
+        // Files are no affair of the backup: the bricks have them.
+        std::fs::write(mnt.join("after"), "2").expect("write");
+        std::fs::File::open(mnt.join("after")).and_then(|f| f.sync_all()).expect("sync");
+    }
+    // The store is lost on all servers, the bricks are not.
+    (0..3).for_each(|i| s.kill(i));
+    for i in 0..3 {
+        std::fs::rename(s.data(i), s.dir.path().join(format!("old{i}"))).expect("rename");
+        restore(&s, i, &s.dir.path().join("saved.db"), &[0, 1, 2], &[]);
+        s.start(i, &["--initial-cluster", &cluster(&[0, 1, 2]), "--initial-cluster-token", "again"]);
+    }
+    s.wait_leader(&[0, 1, 2]);
+    whole(&s);
+    let info = run(&mut asked(&s, &["volume", "info", "rep"]));
+    assert!(info.contains("Status: Started"), "{info}");
+    {
+        let (_unmount, mnt) = mount(&s, "rep");
+        for (name, content) in [("before", "1"), ("after", "2")] {
+            assert_eq!(std::fs::read_to_string(mnt.join(name)).expect(name), content);
+        }
+        std::fs::write(mnt.join("new"), "3").expect("write");
+    }
+    for i in 0..2 {
+        assert_eq!(std::fs::read_to_string(brick(i).join("new")).expect("the brick's own file"), "3");
+    }
+
+    // The same backup once more: the bricks have seen later configurations of their group, so nobody serves from what it
+    // says, and no file is lost or goes back in time.
+    (0..3).for_each(|i| s.stop(i));
+    for i in 0..3 {
+        std::fs::remove_dir_all(s.data(i)).expect("remove");
+        restore(&s, i, &s.dir.path().join("saved.db"), &[0, 1, 2], &[]);
+        s.start(i, &["--initial-cluster", &cluster(&[0, 1, 2]), "--initial-cluster-token", "again"]);
+    }
+    s.wait_leader(&[0, 1, 2]);
+    wait_for("the volume is known", PATIENCE, || output(&mut asked(&s, &["volume", "info", "rep"])).status.success().then_some(()));
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let status = text(&output(&mut asked(&s, &["volume", "status", "rep"])).stdout);
+    assert!(!status.contains("in sync"), "{status}");
+    for i in 0..2 {
+        assert_eq!(std::fs::read_to_string(brick(i).join("new")).expect("the brick's own file"), "3");
+    }
 }

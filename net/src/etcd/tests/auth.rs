@@ -47,7 +47,7 @@ async fn log_in(s: &Server, name: &str, password: &str) -> Result<String, Status
 }
 
 /// Root with "rootpw"; `reader` reads `a/*`, `writer` writes `b/*`. Authentication is on. Returns root's token.
-async fn closed(s: &Server) -> String {
+pub(super) async fn closed(s: &Server) -> String {
     user(s, "", "root", "rootpw").await.expect("root");
     grant_role(s, "", "root", "root").await.expect("root's role");
     for (name, kind, key, end) in [("reader", Type::Read, "a/", "a0"), ("writer", Type::Write, "b/", "b0")] {

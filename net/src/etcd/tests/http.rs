@@ -14,8 +14,12 @@ async fn ask(s: &Server, method: &str, path: &str, more: &str, body: &str) -> Tc
 
 /// A whole exchange: status and body.
 async fn http(s: &Server, method: &str, path: &str, body: &str) -> (u16, String) {
+    http_with(s, method, path, "", body).await
+}
+
+async fn http_with(s: &Server, method: &str, path: &str, more: &str, body: &str) -> (u16, String) {
     let mut answer = String::new();
-    ask(s, method, path, "", body).await.read_to_string(&mut answer).await.expect("read");
+    ask(s, method, path, more, body).await.read_to_string(&mut answer).await.expect("read");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     let status = head.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a status");
     (status, body.to_owned())
@@ -23,6 +27,12 @@ async fn http(s: &Server, method: &str, path: &str, body: &str) -> (u16, String)
 
 async fn post(s: &Server, path: &str, body: Value) -> (u16, Value) {
     let (status, answer) = http(s, "POST", path, &body.to_string()).await;
+    (status, serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{path}: {e}: {answer}")))
+}
+
+/// The same with a token.
+async fn post_by(s: &Server, token: &str, path: &str, body: Value) -> (u16, Value) {
+    let (status, answer) = http_with(s, "POST", path, &format!("Authorization: {token}\r\n"), &body.to_string()).await;
     (status, serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{path}: {e}: {answer}")))
 }
 
@@ -209,5 +219,44 @@ fn streams_as_lines() {
         s.closing.notify_one();
         let end = watch.next().await;
         assert_eq!((&end["error"]["grpc_code"], &end["error"]["http_code"]), (&json!(14), &json!(503)), "{end}");
+    });
+}
+
+#[test]
+fn a_token_opens_the_gateway() {
+    with_server(|s| async move {
+        super::auth::closed(&s).await;
+        let put = json!({ "key": "Yi8x", "value": "MQ==" });
+        let (status, refused) = post(&s, "/v3/kv/put", put.clone()).await;
+        let text = "etcdserver: user name is empty";
+        assert_eq!((status, refused), (400, json!({ "error": text, "code": 3, "message": text })));
+        let (status, refused) = post(&s, "/v3/auth/authenticate", json!({ "name": "writer", "password": "wrong" })).await;
+        let text = "etcdserver: authentication failed, invalid user ID or password";
+        assert_eq!((status, &refused["code"], &refused["error"]), (400, &json!(3), &json!(text)));
+
+        let token = |answer: Value| answer["token"].as_str().expect("a token").to_owned();
+        let (status, answer) = post(&s, "/v3/auth/authenticate", json!({ "name": "writer", "password": "writer" })).await;
+        assert_eq!(status, 200);
+        let writer = token(answer);
+        assert_eq!(post_by(&s, &writer, "/v3/kv/put", put.clone()).await.0, 200);
+        // Who the token stands for counts, and a token that nobody gave out is none.
+        let (status, refused) = post_by(&s, &writer, "/v3/kv/range", json!({ "key": "Yi8x" })).await;
+        assert_eq!((status, &refused["code"], &refused["error"]), (403, &json!(7), &json!("etcdserver: permission denied")));
+        let (status, refused) = post_by(&s, "nonsense.1", "/v3/kv/put", put).await;
+        assert_eq!((status, &refused["code"], &refused["error"]), (401, &json!(16), &json!("etcdserver: invalid auth token")));
+        let (_, answer) = post(&s, "/v3/auth/authenticate", json!({ "name": "root", "password": "rootpw" })).await;
+        let root = token(answer);
+        let (status, users) = post_by(&s, &root, "/v3/auth/user/list", json!({})).await;
+        assert_eq!((status, &users["users"]), (200, &json!(["reader", "root", "writer"])));
+
+        // Streams too.
+        let created = json!({ "create_request": { "key": "Yi8x" } }).to_string();
+        let header = format!("Authorization: {root}\r\n");
+        let mut watch = Lines(BufReader::new(ask(&s, "POST", "/v3/watch", &header, &created).await));
+        let first = watch.next().await;
+        assert_eq!((&first["result"]["created"], first["result"].get("canceled")), (&json!(true), None));
+        let mut watch = Lines(BufReader::new(ask(&s, "POST", "/v3/watch", "", &created).await));
+        let first = watch.next().await;
+        assert_eq!(first["result"]["canceled"], true, "{first}");
     });
 }
