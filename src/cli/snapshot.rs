@@ -135,8 +135,19 @@ fn run_restore(args: &RestoreArgs) -> Result<()> {
         "restored {} to {}: member {:016x} of the new cluster {:016x}",
         args.file.display(),
         data_dir.display(),
-        made.member_id.0,
-        made.cluster_id
+        made.identity.member_id.0,
+        made.identity.cluster_id
     );
+    let volumes: Vec<&str> = made.records.volumes.keys().map(String::as_str).collect();
+    if !volumes.is_empty() {
+        eprintln!(
+            "note: volumes {}: their files are in the bricks, not in the backup; a volume serves again if no brick of it has left \
+             or come back since the backup was made",
+            volumes.join(", ")
+        );
+    }
+    if !made.missing.is_empty() {
+        eprintln!("note: servers with bricks that are no members of the new cluster, by their peer URLs: {}", made.missing.join(", "));
+    }
     Ok(())
 }

@@ -40,6 +40,12 @@ impl Change {
     }
 }
 
+/// Asks for all records.
+#[must_use]
+pub fn all_records() -> RangeRequest {
+    RangeRequest { key: Bytes::from_static(b"\0"), range_end: Bytes::from_static(b"\0"), ..RangeRequest::default() }
+}
+
 /// The cluster store.
 #[derive(Clone)]
 pub struct Cluster {
@@ -79,8 +85,7 @@ impl Cluster {
     /// # Errors
     /// Without a majority.
     pub async fn read(&self) -> Result<ClusterView> {
-        let all = RangeRequest { key: Bytes::from_static(b"\0"), range_end: Bytes::from_static(b"\0"), ..RangeRequest::default() };
-        let (answer, _) = self.member.range(Keyspace::System, &all, false).await.map_err(explain)?;
+        let (answer, _) = self.member.range(Keyspace::System, &all_records(), false).await.map_err(explain)?;
         Ok(build(&answer.kvs))
     }
 
@@ -144,7 +149,9 @@ fn explain(e: MemberError) -> anyhow::Error {
     }
 }
 
-fn build(kvs: &[brickraft_engine::kv::types::KeyValue]) -> ClusterView {
+/// The view that records make.
+#[must_use]
+pub fn build(kvs: &[brickraft_engine::kv::types::KeyValue]) -> ClusterView {
     let mut view = ClusterView::default();
     for kv in kvs {
         view.apply(&kv.key, Some(&kv.value), kv.mod_revision.0);
@@ -154,16 +161,13 @@ fn build(kvs: &[brickraft_engine::kv::types::KeyValue]) -> ClusterView {
 
 /// Loads the view, then applies every change; starts over when it falls behind the compaction.
 async fn follow(member: MemberHandle, view: watch::Sender<Arc<ClusterView>>) {
-    let all = || (Bytes::from_static(b"\0"), Bytes::from_static(b"\0"));
     while !view.is_closed() {
-        let (key, range_end) = all();
-        let range = RangeRequest { key, range_end, ..RangeRequest::default() };
-        let Ok((answer, revision)) = member.range(Keyspace::System, &range, true).await else {
+        let Ok((answer, revision)) = member.range(Keyspace::System, &all_records(), true).await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         view.send_replace(Arc::new(build(&answer.kvs)));
-        let (key, range_end) = all();
+        let RangeRequest { key, range_end, .. } = all_records();
         let request = WatchRequest { key, range_end, start_revision: Revision(revision.0 + 1), ..WatchRequest::default() };
         let Ok(mut stream) = member.watch(Keyspace::System, request).await else {
             tokio::time::sleep(Duration::from_millis(100)).await;

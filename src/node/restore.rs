@@ -1,14 +1,18 @@
 //! `snapshot restore`: the data directory of a new cluster's member, out of a backup.
 
+use super::cluster::{all_records, build};
 use super::join;
+use crate::records::ClusterView;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use brickraft_engine::io::disk::DiskIo;
+use brickraft_engine::kv::types::Keyspace;
 use brickraft_engine::kv::{BackupReader, Refound, Store};
 use brickraft_engine::member::identity::{Identity, InitialMember, cluster_id_of, member_id};
 use brickraft_engine::member::refound;
 use brickraft_engine::raft::{MemberInfo, Membership};
 use brickraft_engine::types::NodeId;
 use brickraft_engine::wal::WalConfig;
+use std::collections::BTreeSet;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +32,17 @@ pub struct Restore<'a> {
     pub mark_compacted: bool,
 }
 
+/// What was made.
+#[derive(Debug)]
+pub struct Restored {
+    /// The member.
+    pub identity: Identity,
+    /// What the backup knows of volumes. Their files are in the bricks.
+    pub records: ClusterView,
+    /// Servers with bricks that are no members of the new cluster.
+    pub missing: Vec<String>,
+}
+
 /// Makes the data directory; all or nothing: it gets its name last.
 ///
 /// A member at a peer URL that the old cluster knew keeps the id that it had there, because volumes know their servers
@@ -35,7 +50,7 @@ pub struct Restore<'a> {
 ///
 /// # Errors
 /// Flags that do not fit each other, a directory that is in use, a damaged backup, a full disk.
-pub fn restore<R: Read + Seek>(plan: &Restore<'_>, backup: &mut BackupReader<R>) -> Result<Identity> {
+pub fn restore<R: Read + Seek>(plan: &Restore<'_>, backup: &mut BackupReader<R>) -> Result<Restored> {
     let me = plan.members.iter().find(|m| m.name == plan.name);
     let me =
         me.with_context(|| format!("couldn't find local name {:?} in the initial cluster configuration (--initial-cluster)", plan.name))?;
@@ -71,16 +86,20 @@ pub fn restore<R: Read + Seek>(plan: &Restore<'_>, backup: &mut BackupReader<R>)
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => bail!("remove {}, left by a restore that did not end: {e}", making.display()),
         _ => {}
     }
-    let made = make(plan, backup, &making, &founders, &identity).and_then(|()| {
+    let made = make(plan, backup, &making, &founders, &identity).and_then(|records| {
         let _ = std::fs::remove_dir(dir);
         std::fs::rename(&making, dir).with_context(|| format!("rename {} to {}", making.display(), dir.display()))?;
         let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::File::open(parent).and_then(|d| d.sync_all()).with_context(|| format!("sync {}", parent.display()))
+        std::fs::File::open(parent).and_then(|d| d.sync_all()).with_context(|| format!("sync {}", parent.display()))?;
+        Ok(records)
     });
     if made.is_err() {
         let _ = std::fs::remove_dir_all(&making);
     }
-    made.map(|()| identity)
+    let records = made?;
+    let bricks = records.bricks.values().filter(|b| !founders.contains(b.node));
+    let missing: BTreeSet<String> = bricks.map(|b| b.host.clone()).collect();
+    Ok(Restored { identity, records, missing: missing.into_iter().collect() })
 }
 
 fn sorted(urls: &[String]) -> Vec<&str> {
@@ -107,15 +126,16 @@ fn make<R: Read + Seek>(
     dir: &Path,
     founders: &Membership,
     identity: &Identity,
-) -> Result<()> {
+) -> Result<ClusterView> {
     let member = join::member_dir(dir);
     let log = member.join("log");
     std::fs::create_dir_all(&log).with_context(|| format!("create {}", log.display()))?;
     let store = Store::open(&member.join("kv.redb"), CACHE_BYTES).map_err(|e| anyhow!("{e}"))?;
     backup.restore(&store).map_err(|e| anyhow!("{e}"))?;
+    let (all, _) = store.range(Keyspace::System, &all_records()).map_err(|e| anyhow!("{e}"))?;
     let io = DiskIo::open(&log).with_context(|| format!("open the log's directory {}", log.display()))?;
     let options = Refound { bump_revision: plan.bump_revision, mark_compacted: plan.mark_compacted, ..Refound::default() };
     refound(io, WalConfig::default(), &store, founders, options)?;
     identity.claim(&member)?;
-    Ok(())
+    Ok(build(&all.kvs))
 }

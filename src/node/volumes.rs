@@ -53,8 +53,9 @@ impl Admin {
         if let Some(node) = view.nodes.values().find(|n| same(&n.host) || n.address.rsplit_once(':').is_some_and(|(h, _)| same(h))) {
             return Ok(node.id);
         }
-        // A lone server may be called by any of its own addresses.
-        if view.nodes.len() <= 1 && wanted.iter().any(|ip| std::net::TcpListener::bind((*ip, 0)).is_ok()) {
+        // A lone server may be called by any of its own addresses. (Others that have not written their records yet count.)
+        let lone = self.cluster.member().last_status().membership.ids().count() <= 1;
+        if lone && wanted.iter().any(|ip| std::net::TcpListener::bind((*ip, 0)).is_ok()) {
             return Ok(self.node);
         }
         bail!("Host {host} is not in 'Peer in Cluster' state (brickraft peer probe {host})")

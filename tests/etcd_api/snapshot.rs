@@ -53,12 +53,15 @@ fn a_full_store_takes_no_puts_until_it_is_disarmed() {
     assert!(said.contains("too many operations in txn request"), "{said}");
 }
 
-fn restore(s: &Servers, i: usize, file: &Path, members: &[usize], more: &[&str]) {
+/// What it says besides.
+fn restore(s: &Servers, i: usize, file: &Path, members: &[usize], more: &[&str]) -> String {
     let mut c = s.brickraft(&["snapshot", "restore"]);
     c.arg(file).arg("--data-dir").arg(s.data(i));
     c.args(["--name", &format!("m{i}"), "--initial-cluster", &cluster(members), "--initial-cluster-token", "again"]);
     c.args(["--initial-advertise-peer-urls", &peer(i)]).args(more);
-    run(&mut c);
+    let ended = output(&mut c);
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+    text(&ended.stderr)
 }
 
 #[test]
@@ -229,7 +232,8 @@ fn a_restored_cluster_finds_its_volumes() {
     (0..3).for_each(|i| s.kill(i));
     for i in 0..3 {
         std::fs::rename(s.data(i), s.dir.path().join(format!("old{i}"))).expect("rename");
-        restore(&s, i, &s.dir.path().join("saved.db"), &[0, 1, 2], &[]);
+        let said = restore(&s, i, &s.dir.path().join("saved.db"), &[0, 1, 2], &[]);
+        assert!(said.contains("note: volumes rep: ") && !said.contains("no members"), "{said}");
         s.start(i, &["--initial-cluster", &cluster(&[0, 1, 2]), "--initial-cluster-token", "again"]);
     }
     s.wait_leader(&[0, 1, 2]);
@@ -263,4 +267,9 @@ fn a_restored_cluster_finds_its_volumes() {
     for i in 0..2 {
         assert_eq!(std::fs::read_to_string(brick(i).join("new")).expect("the brick's own file"), "3");
     }
+    // A restore that forgets a server with a brick says so.
+    s.stop(0);
+    std::fs::remove_dir_all(s.data(0)).expect("remove");
+    let said = restore(&s, 0, &s.dir.path().join("saved.db"), &[0], &[]);
+    assert!(said.contains(&format!("no members of the new cluster, by their peer URLs: {}", host(1))), "{said}");
 }

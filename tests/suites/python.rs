@@ -10,7 +10,8 @@ const KNOWN: &[(&str, &str)] = &[
     ("TestClient::test_user_pwd_auth", "it looks for a module under a name that it does not have; it fails against etcd as well"),
     (
         "TestEtcd3::test_get_key_serializable",
-        "sometimes: it writes at any member, stops two, and reads the third, which need not have heard of it",
+        "sometimes: it writes at any member, stops two, and reads the third, which need not have heard of it; 20 runs against \
+         etcd 3.4 and 20 against ours failed 3 times each",
     ),
 ];
 
