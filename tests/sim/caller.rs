@@ -145,7 +145,7 @@ impl World {
             self.refresh(c, version);
             return self.wake_in(c, Duration::from_millis(100));
         }
-        while let Some(at) = client.idle.iter().position(|(brick, _)| *brick == primary) {
+        if let Some(at) = client.idle.iter().position(|(brick, _)| *brick == primary) {
             let (_, conn) = client.idle.swap_remove(at);
             if self.net.conns.contains_key(&conn) {
                 return self.send_op(c, conn);

@@ -155,8 +155,8 @@ impl World {
         conn.stalled = None;
         let end = conn.ends[to];
         let mut arrived = Vec::new();
-        while let Some((_, packet)) = conn.queues[to].pop_front_if(|(at, _)| *at <= now) {
-            arrived.push(packet);
+        while conn.queues[to].front().is_some_and(|(at, _)| *at <= now) {
+            arrived.extend(conn.queues[to].pop_front().map(|(_, packet)| packet));
         }
         if let Some((at, _)) = conn.queues[to].front() {
             let at = *at;

@@ -83,7 +83,7 @@ impl<I: Io> MemberCore<I> {
             lease_reads: config.lease_reads,
             ..RaftConfig::new(config.id)
         };
-        let sizes = opened.initial.entries.iter().take_while(|e| e.index <= opened.applied).map(|e| size(e)).collect();
+        let sizes = opened.initial.entries.iter().take_while(|e| e.index <= opened.applied).map(size).collect();
         let compacted = opened.initial.snapshot.index;
         let raft = RaftCore::new(raft_config, opened.initial, now, rng.random())?;
         let mut core = Self {

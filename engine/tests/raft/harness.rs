@@ -289,7 +289,7 @@ impl Net {
                     return;
                 }
                 // Now and then over the wire's encoding.
-                let msg = if self.serial % 16 == 0 { postcard::from_bytes(&postcard::to_allocvec(&msg).unwrap()).unwrap() } else { msg };
+                let msg = if self.serial.is_multiple_of(16) { postcard::from_bytes(&postcard::to_allocvec(&msg).unwrap()).unwrap() } else { msg };
                 self.on(to, |core, now| core.step(now, from, msg));
             }
             Event::Written { node: n, incarnation } => {

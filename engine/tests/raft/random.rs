@@ -53,9 +53,9 @@ fn disturb(net: &mut Net, step: u64, down_max: usize) {
 fn run(seed: u64) -> Net {
     let voters = 3 + 2 * (seed % 2);
     let mut net = Net::with(voters, seed, |config| {
-        config.pre_vote = seed % 5 != 0;
-        config.check_quorum = seed % 7 != 0;
-        config.lease_reads = seed % 2 == 0;
+        config.pre_vote = !seed.is_multiple_of(5);
+        config.check_quorum = !seed.is_multiple_of(7);
+        config.lease_reads = seed.is_multiple_of(2);
         config.inflight_max = 4;
         config.append_bytes_max = 200;
     });

@@ -28,6 +28,7 @@ pub(super) struct Ask {
     why: Why,
 }
 
+#[allow(clippy::large_enum_variant, reason = "nearly all are of the large kind")]
 enum Why {
     /// Compare with our own answer, then answer the client.
     Confirm { request: ClientRequest, mine: FopResult },
@@ -123,11 +124,10 @@ fn agree(mine: &FopResult, theirs: &FopResult) -> bool {
 impl<S: Disk> ReplicaCore<S> {
     /// Asks a second brick where the answer to a query needs it. True: it does, and the client waits.
     pub(super) fn confirm_query(&mut self, r: &ClientRequest, result: &FopResult) -> bool {
-        let needed = match (&r.fop, result) {
-            (_, Err(Errno::ENOENT)) => true,
-            (Fop::ReadDir { cookie: 0, .. } | Fop::Open { .. }, Ok(_)) => true,
-            _ => false,
-        };
+        let needed = matches!(
+            (&r.fop, result),
+            (_, Err(Errno::ENOENT)) | (Fop::ReadDir { cookie: 0, .. } | Fop::Open { .. }, Ok(_))
+        );
         needed && self.confirm(r)
     }
 

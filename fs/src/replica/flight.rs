@@ -172,7 +172,7 @@ impl<S: Disk> ReplicaCore<S> {
         let (now, pause) = (self.now, self.timing.retransmit);
         let due = |f: &&mut Flight| !f.waiting.is_empty() && now.since(f.sent.0) >= pause * (1 << f.sent.1.min(4));
         let mut again = Vec::new();
-        for (&seq, _) in self.p.flights.iter_mut().map(|(s, f)| (s, f)).filter(|(_, f)| due(f)).take(RESEND_MAX) {
+        for (&seq, _) in self.p.flights.iter_mut().filter(|(_, f)| due(f)).take(RESEND_MAX) {
             again.push(seq);
         }
         for seq in again {

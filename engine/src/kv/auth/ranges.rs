@@ -103,9 +103,9 @@ mod tests {
             _ => x >= key && x < end,
         };
         for (k1, e1) in letters.iter().flat_map(|k| ends.map(|e| (*k, e))).filter(|(k, e)| e.len() != 1 || *e == "\0" || e > k) {
-            for (k2, e2) in letters.iter().flat_map(|k| ends.map(|e| (*k, e))).filter(|(k, e)| *e == "" || *e == "\0" || e > k) {
+            for (k2, e2) in letters.iter().flat_map(|k| ends.map(|e| (*k, e))).filter(|(k, e)| e.is_empty() || *e == "\0" || e > k) {
                 let keys = set(&[(k1, e1), (k2, e2)]);
-                for (key, end) in letters.iter().flat_map(|k| ends.map(|e| (*k, e))).filter(|(k, e)| *e == "" || *e == "\0" || e > k) {
+                for (key, end) in letters.iter().flat_map(|k| ends.map(|e| (*k, e))).filter(|(k, e)| e.is_empty() || *e == "\0" || e > k) {
                     // Between two letters lies a key as well, and behind the last one too.
                     let probes = ["a", "a0", "b", "b0", "c", "c0", "d", "d0", "e", "z"];
                     let whole = probes.iter().filter(|x| inside(key, end, x)).all(|x| inside(k1, e1, x) || inside(k2, e2, x));

@@ -15,7 +15,7 @@ fn run(seed: u64, appends: usize, cut: u64) -> bool {
     disk.off_at(cut);
     let mut model = Model::new(State::new());
     if let Ok((mut wal, _)) = recover(&disk) {
-        disk.set_manual(seed % 2 == 0);
+        disk.set_manual(seed.is_multiple_of(2));
         let ended = workload(&mut wal, &mut model, seed, appends);
         assert!(ended.is_ok() || disk.is_off(), "fails only because the power is off: {ended:?}");
         if !disk.is_off() {

@@ -434,7 +434,7 @@ fn who_was_overtaken_by_a_higher_fence_writes_no_more() {
         assert_eq!(act(&mut w, 2, Fop::RemoveXattr { gfid: register(0), name: XATTR_FENCE.into() }), Err(ReplicaError::Errno(Errno::EPERM)));
         assert_eq!(act(&mut w, 2, raise("much")), Err(ReplicaError::Errno(Errno::EINVAL)));
         for brick in 1..=2 {
-            if !w.nodes.get(&brick).is_some_and(|n| n.core.is_some()) {
+            if w.nodes.get(&brick).is_none_or(|n| n.core.is_none()) {
                 w.start(brick);
             }
         }

@@ -65,7 +65,7 @@ fn hex(bytes: &[u8]) -> String {
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    (digits.len() % 2 == 0).then(|| digits.chunks(2).map(|pair| Some((digit(pair[0])? << 4) | digit(pair[1])?)).collect())?
+    digits.len().is_multiple_of(2).then(|| digits.chunks(2).map(|pair| Some((digit(pair[0])? << 4) | digit(pair[1])?)).collect())?
 }
 
 fn key_of(auth: &AuthState) -> hmac::Key {
