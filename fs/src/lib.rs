@@ -6,3 +6,4 @@ pub mod fuse;
 pub mod volume;
 pub mod heal;
 pub mod replica;
+pub mod union;

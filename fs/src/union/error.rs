@@ -1,0 +1,25 @@
+//! Why a union could not be put together or changed.
+
+use crate::fop::Errno;
+
+/// Why a union could not be put together, or its branches not be changed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum UnionError {
+    #[error("a union needs at least one branch")]
+    NoBranches,
+    #[error("a union has at most {} branches", super::config::BRANCHES_MAX)]
+    TooManyBranches,
+    #[error("branch {branch}: {doing}: {source}")]
+    Branch { branch: String, doing: &'static str, #[source] source: Errno },
+    #[error("branch {branch} is given twice")]
+    Twice { branch: String },
+    #[error("branch {branch} lies inside branch {other}: give directories that do not contain each other")]
+    Nested { branch: String, other: String },
+    #[error("branch {branch} is not part of this union (list the branches)")]
+    NotABranch { branch: String },
+    #[error("branch {branch} is in use by {user}: close it first")]
+    Busy { branch: String, user: String },
+    #[error("{0} is not supported yet")]
+    NotSupportedYet(&'static str),
+}

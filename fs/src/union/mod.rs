@@ -1,0 +1,99 @@
+//! Union mounts: directories stacked as branches, AUFS in user space. No FUSE in here.
+//!
+//! A [`Union`] answers a FUSE-like face by inode number: the front end looks names up, which counts references, and forgets them. There
+//! are no open files: reads and writes go by number, so a reader sees what is written after a copy-up, and what was
+//! unlinked stays readable and writable until the last reference is forgotten.
+//!
+//! Who may do what is the front end's to check (the kernel does with `default_permissions`); the union acts as root. The process's umask
+//! is set to 0 by [`Union::open`].
+
+pub mod branch;
+pub mod config;
+mod error;
+mod face;
+
+pub use config::{
+    Access, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, Perm, Udba, UnionConfig,
+};
+pub use error::UnionError;
+pub use face::Union;
+
+use crate::fop::{Attr, Errno, FileKind};
+
+/// What the union's methods return.
+pub type Res<T> = Result<T, Errno>;
+
+/// The number of the root directory.
+pub const ROOT_INO: u64 = 1;
+
+/// Who asks, where owner and mode of what is made depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// File system user id.
+    pub uid: u32,
+    /// File system group id.
+    pub gid: u32,
+    /// Process id, for messages only.
+    pub pid: u32,
+    /// The process's umask. Give it where the kernel did not apply it (`FUSE_DONT_MASK`), else 0: a directory with a
+    /// default ACL takes that instead.
+    pub umask: u32,
+}
+
+/// An object as the front end knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its inode number: stable over copy-up and remount.
+    pub ino: u64,
+    /// With `ino`, unique over the life of the mount.
+    pub generation: u64,
+    /// Its attributes. `gfid` has no meaning here.
+    pub attr: Attr,
+}
+
+/// One name of a directory.
+#[derive(Debug)]
+pub struct DirEntry<'a> {
+    /// Where to go on after this entry; never 0, stable while the directory changes and over remounts.
+    pub cookie: u64,
+    /// The name; `.` and `..` come first.
+    pub name: &'a [u8],
+    /// The number that stat(2) will give.
+    pub ino: u64,
+    /// Its kind.
+    pub kind: FileKind,
+    /// With `plus`: the object, one reference counted. `None` for `.` and `..`, and for what is gone since.
+    pub entry: Option<Entry>,
+}
+
+/// A branch as [`Union::branches`] lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BranchInfo {
+    /// The path, or `HOST:VOL/subdir`.
+    pub label: String,
+    /// What may be done with it.
+    pub perm: Perm,
+}
+
+/// A change of the branches of a live union (`mount -o remount,...`).
+#[derive(Clone, Debug)]
+pub enum BranchChange {
+    /// `append:`: at the bottom.
+    Append(BranchConfig),
+    /// `prepend:`: at the top.
+    Prepend(BranchConfig),
+    /// `add:N:`, `ins:N:`: before the N-th, counted from 0.
+    Insert(usize, BranchConfig),
+    /// `mod:`: another permission.
+    Modify {
+        /// The branch's label.
+        label: String,
+        /// What it becomes.
+        perm: Perm,
+    },
+    /// `del:`.
+    Delete {
+        /// The branch's label.
+        label: String,
+    },
+}
