@@ -80,6 +80,7 @@ impl Errno {
     pub const EBADF: Self = Self(9);
     pub const EAGAIN: Self = Self(11);
     pub const EACCES: Self = Self(13);
+    pub const EBUSY: Self = Self(16);
     pub const EEXIST: Self = Self(17);
     pub const EXDEV: Self = Self(18);
     pub const ENOTDIR: Self = Self(20);
@@ -88,6 +89,8 @@ impl Errno {
     pub const EFBIG: Self = Self(27);
     pub const ENOSPC: Self = Self(28);
     pub const EROFS: Self = Self(30);
+    pub const EMLINK: Self = Self(31);
+    pub const ERANGE: Self = Self(34);
     pub const ENAMETOOLONG: Self = Self(36);
     pub const ENOSYS: Self = Self(38);
     pub const ENOTEMPTY: Self = Self(39);

@@ -11,7 +11,7 @@ const TAG_OTHER: u16 = 0x20;
 
 /// The access ACL (`None`: the mode says it all) and the mode of an object that is made with `mode` in a directory
 /// with this default ACL. `None`: the text is no ACL.
-pub(super) fn inherit(default: &[u8], mode: u32) -> Option<(Option<Vec<u8>>, u32)> {
+pub(crate) fn inherit(default: &[u8], mode: u32) -> Option<(Option<Vec<u8>>, u32)> {
     let (version, rest) = default.split_first_chunk::<4>()?;
     if u32::from_le_bytes(*version) != VERSION || rest.is_empty() || rest.len() % 8 != 0 {
         return None;

@@ -7,7 +7,7 @@
 //!
 //! The byte formats stand in FORMAT.md, chapter "brick".
 
-mod acl;
+pub(crate) mod acl;
 mod bucket_set;
 mod check;
 pub mod conformance;
@@ -15,6 +15,7 @@ mod dir;
 mod sim;
 
 pub use bucket_set::{BUCKET_COUNT, BucketSet};
+pub(crate) use dir::lru::Lru;
 pub use dir::DirStore;
 pub use sim::SimStore;
 

@@ -7,16 +7,39 @@
 //! Who may do what is the front end's to check (the kernel does with `default_permissions`); the union acts as root. The process's umask
 //! is set to 0 by [`Union::open`].
 
+//!
+//! - `core` puts the branches together and finds objects, `node` is what is held of them, `slot` a branch in its place;
+//! - `search` resolves names, `listing` lists them, `numbers` numbers objects;
+//! - `create`, `remove`, `rename`, `copyup`, `attrs` and `data` are the operations, `whiteout` their common steps;
+//! - `policy` chooses branches, `live` changes them.
+
+mod attrs;
 pub mod branch;
 pub mod config;
+mod copyup;
+mod core;
+mod create;
+mod data;
 mod error;
-mod face;
+mod listing;
+mod live;
+mod names;
+mod node;
+mod numbers;
+mod policy;
+mod remove;
+mod rename;
+mod search;
+mod slot;
+#[cfg(test)]
+mod tests;
+mod whiteout;
 
 pub use config::{
-    Access, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, Perm, Udba, UnionConfig,
+    Access, BRANCHES_MAX, BadValue, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, Perm, Udba, UnionConfig,
 };
+pub use self::core::Union;
 pub use error::UnionError;
-pub use face::Union;
 
 use crate::fop::{Attr, Errno, FileKind};
 

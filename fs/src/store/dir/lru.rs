@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 /// At most `entries_max` entries.
-pub(super) struct Lru<K, V> {
+pub(crate) struct Lru<K, V> {
     entries_max: usize,
     stamp: u64,
     map: HashMap<K, (V, u64)>,
@@ -12,11 +12,11 @@ pub(super) struct Lru<K, V> {
 }
 
 impl<K: Hash + Eq + Copy, V: Clone> Lru<K, V> {
-    pub(super) fn new(entries_max: usize) -> Self {
+    pub(crate) fn new(entries_max: usize) -> Self {
         Self { entries_max: entries_max.max(1), stamp: 0, map: HashMap::new(), order: BTreeMap::new() }
     }
 
-    pub(super) fn get(&mut self, key: K) -> Option<V> {
+    pub(crate) fn get(&mut self, key: K) -> Option<V> {
         let (value, stamp) = self.map.get_mut(&key)?;
         self.stamp += 1;
         self.order.remove(stamp);
@@ -25,7 +25,7 @@ impl<K: Hash + Eq + Copy, V: Clone> Lru<K, V> {
         Some(value.clone())
     }
 
-    pub(super) fn put(&mut self, key: K, value: V) {
+    pub(crate) fn put(&mut self, key: K, value: V) {
         self.remove(key);
         if self.map.len() >= self.entries_max
             && let Some((_, oldest)) = self.order.pop_first()
@@ -37,13 +37,13 @@ impl<K: Hash + Eq + Copy, V: Clone> Lru<K, V> {
         self.order.insert(self.stamp, key);
     }
 
-    pub(super) fn remove(&mut self, key: K) {
+    pub(crate) fn remove(&mut self, key: K) {
         if let Some((_, stamp)) = self.map.remove(&key) {
             self.order.remove(&stamp);
         }
     }
 
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.map.clear();
         self.order.clear();
     }

@@ -10,7 +10,7 @@ mod create_object;
 mod data;
 mod handles;
 mod heal;
-mod lru;
+pub(crate) mod lru;
 mod own;
 mod query;
 mod remove;

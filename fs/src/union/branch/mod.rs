@@ -1,4 +1,208 @@
-//! A branch of a union.
+//! A branch: the [`Branch`] trait, [`LocalBranch`] (a directory), [`VolumeBranch`] (a directory of a volume) and [`SimBranch`] (the same in
+//! memory, with power cuts), with one [`conformance`] suite for all three.
+//!
+//! A branch knows nothing of whiteouts or of other branches. Directories are held by handle and objects named relative to them, so that a
+//! rename of a parent confuses nobody.
 
-/// A directory tree that a union stacks.
-pub trait Branch: Send + Sync + std::fmt::Debug {}
+pub mod conformance;
+mod local;
+mod sim;
+
+pub use local::{LocalBranch, LocalObject};
+pub use sim::{SimBranch, SimObject};
+
+
+use super::Res;
+use crate::fop::{FileKind, SetAttr, StatFs, TimeSpec};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// An object that is held: a directory, or an open file.
+#[derive(Clone, Debug)]
+pub enum Handle {
+    /// By descriptor.
+    Local(Arc<LocalObject>),
+    /// By number.
+    Sim(Arc<SimObject>),
+}
+
+/// An object by whatever names it.
+#[derive(Clone, Copy, Debug)]
+pub enum At<'a> {
+    /// By its name in a directory. Not followed if it is a symbolic link.
+    Name(&'a Handle, &'a [u8]),
+    /// By its own handle.
+    Open(&'a Handle),
+}
+
+/// What an object is for good: no two objects that exist at one time share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectId(pub u64, pub u64);
+
+/// stat(2) of a branch's object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are stat(2)'s")]
+pub struct Stat {
+    pub id: ObjectId,
+    /// The file system that it lies on.
+    pub dev: u64,
+    pub ino: u64,
+    pub kind: FileKind,
+    /// `mode & 0o7777`.
+    pub mode: u32,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u64,
+    pub size: u64,
+    /// Units of 512 bytes.
+    pub blocks: u64,
+    pub atime: TimeSpec,
+    pub mtime: TimeSpec,
+    pub ctime: TimeSpec,
+}
+
+/// What a handle is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// A directory: to name its objects, list it and change it; or any object, to name it.
+    Path,
+    /// A regular file's data.
+    Read,
+    /// The same, without a mark that it was read (`O_NOATIME`), where that is possible.
+    ReadQuietly,
+    /// Both ways.
+    Write,
+}
+
+/// What is made.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the names are mknod(2)'s")]
+pub struct New<'a> {
+    pub kind: FileKind,
+    pub mode: u32,
+    pub rdev: u64,
+    /// Of a symbolic link.
+    pub target: &'a [u8],
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// One name as a directory lists it; never `.` or `..`.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
+    /// The name.
+    pub name: &'a [u8],
+    /// As [`Stat::ino`].
+    pub ino: u64,
+    /// Its kind.
+    pub kind: FileKind,
+}
+
+/// Linux's `RENAME_WHITEOUT`: leaves a character device 0/0 under the old name.
+pub const RENAME_WHITEOUT: u32 = 4;
+
+/// A directory tree that a union stacks. Calls come from several threads at once and may block.
+///
+/// Errors are the system calls'; each call is atomic, and changes of names reach the disk in the order in which they were made. Data reaches it by [`Branch::fsync`]
+/// alone.
+pub trait Branch: Send + Sync + std::fmt::Debug {
+    /// The root directory.
+    fn root(&self) -> Handle;
+    /// Whether `RENAME_WHITEOUT` and device nodes 0/0 work: what overlayfs's layout needs.
+    fn can_hold_overlay(&self) -> bool;
+    /// stat(2).
+    fn stat(&self, at: At<'_>) -> Res<Stat>;
+    /// Holds an object.
+    fn open(&self, at: At<'_>, how: Open) -> Res<Handle>;
+    /// All names of a directory.
+    fn list(&self, dir: &Handle, each: &mut dyn FnMut(Listed<'_>)) -> Res<()>;
+    /// readlink(2).
+    fn readlink(&self, at: At<'_>) -> Res<Vec<u8>>;
+    /// Makes an object with exactly this owner and mode (but for what a default ACL of `dir` says).
+    fn make(&self, dir: &Handle, name: &[u8], new: &New<'_>) -> Res<Stat>;
+    /// link(2).
+    fn link(&self, from: At<'_>, dir: &Handle, name: &[u8]) -> Res<()>;
+    /// unlink(2).
+    fn unlink(&self, dir: &Handle, name: &[u8]) -> Res<()>;
+    /// rmdir(2).
+    fn rmdir(&self, dir: &Handle, name: &[u8]) -> Res<()>;
+    /// renameat2(2).
+    fn rename(&self, dir: &Handle, name: &[u8], new_dir: &Handle, new_name: &[u8], flags: u32) -> Res<()>;
+    /// chown, chmod, truncate, utimes, in that order. A change of owner takes a file's set-id bits away, as chown(2) does.
+    fn set_attr(&self, at: At<'_>, set: &SetAttr) -> Res<()>;
+    /// getxattr(2).
+    fn get_xattr(&self, at: At<'_>, name: &[u8]) -> Res<Vec<u8>>;
+    /// listxattr(2). None at all where there are no extended attributes.
+    fn list_xattr(&self, at: At<'_>) -> Res<Vec<Vec<u8>>>;
+    /// setxattr(2).
+    fn set_xattr(&self, at: At<'_>, name: &[u8], value: &[u8], flags: u32) -> Res<()>;
+    /// removexattr(2).
+    fn remove_xattr(&self, at: At<'_>, name: &[u8]) -> Res<()>;
+    /// pread(2) on what was opened for it: short only at the end of the file.
+    fn read(&self, file: &Handle, offset: u64, buf: &mut [u8]) -> Res<usize>;
+    /// pwrite(2): all of it.
+    fn write(&self, file: &Handle, offset: u64, data: &[u8]) -> Res<()>;
+    /// fallocate(2).
+    fn fallocate(&self, file: &Handle, offset: u64, len: u64, mode: u32) -> Res<()>;
+    /// lseek(2) with `SEEK_DATA` (3) or `SEEK_HOLE` (4).
+    fn lseek(&self, file: &Handle, offset: u64, whence: u32) -> Res<u64>;
+    /// fsync(2) of an open file, or of a directory.
+    fn fsync(&self, file: &Handle, data_only: bool) -> Res<()>;
+    /// statfs(2).
+    fn statfs(&self) -> Res<StatFs>;
+    /// Takes a work directory for as long as the handle lives; false when somebody else has it.
+    fn claim(&self, dir: &Handle) -> Res<bool>;
+    /// The descriptor of an open file, where it has one.
+    fn descriptor(&self, file: &Handle) -> Option<Arc<OwnedFd>> {
+        let _ = file;
+        None
+    }
+    /// Copies `size` bytes from the start of a file of any branch to an empty one, holes kept.
+    fn copy_from(&self, to: &Handle, source: &dyn Branch, from: &Handle, size: u64) -> Res<()> {
+        copy_by_reading(self, to, source, from, size)
+    }
+}
+
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+/// Bytes of one read while copying.
+const COPY_CHUNK_BYTES_MAX: usize = 1 << 20;
+
+/// Calls `each` with the start and the end of every stretch of data.
+fn data_extents(source: &dyn Branch, from: &Handle, size: u64, each: &mut dyn FnMut(u64, u64) -> Res<()>) -> Res<()> {
+    let mut at = 0;
+    while at < size {
+        let start = match source.lseek(from, at, SEEK_DATA) {
+            Ok(start) => start,
+            Err(crate::fop::Errno::ENXIO) => return Ok(()),
+            // No file system is bound to know its holes.
+            Err(_) => return each(at, size),
+        };
+        let end = source.lseek(from, start, SEEK_HOLE)?.min(size);
+        if start >= end {
+            return Ok(());
+        }
+        each(start, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn copy_by_reading<B: Branch + ?Sized>(to_branch: &B, to: &Handle, source: &dyn Branch, from: &Handle, size: u64) -> Res<()> {
+    let mut buf = vec![0; COPY_CHUNK_BYTES_MAX.min(usize::try_from(size).unwrap_or(COPY_CHUNK_BYTES_MAX))];
+    data_extents(source, from, size, &mut |start, end| {
+        let mut at = start;
+        while at < end {
+            let want = buf.len().min(usize::try_from(end - at).unwrap_or(buf.len()));
+            let got = source.read(from, at, &mut buf[..want])?;
+            if got == 0 {
+                break;
+            }
+            to_branch.write(to, at, &buf[..got])?;
+            at += got as u64;
+        }
+        Ok(())
+    })?;
+    to_branch.set_attr(At::Open(to), &SetAttr { size: Some(size), ..SetAttr::default() })
+}

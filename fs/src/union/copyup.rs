@@ -1,0 +1,263 @@
+//! Copy-up: an object of a branch that cannot be written is copied to one above that can, and becomes it.
+//!
+//! The copy is made in the target's work directory with everything that belongs to it, its data is synced, and one rename puts it in its place.
+//! Parents come first. Nobody waits for a copy but who wants to change the same file.
+
+use super::Res;
+use super::branch::{At, Handle, New, Open, Stat};
+use super::core::{ATTEMPTS_MAX, Union, plain_layer};
+use super::names::is_private_xattr;
+use super::node::{DirState, Marks, Name, Node, Spot, lock};
+use super::policy::Candidate;
+use super::search::{Found, plink_name};
+use super::slot::Slot;
+use super::whiteout::{keeping_times, leftovers, mark_layer_impure};
+use crate::fop::{Errno, FileKind, SetAttr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A copy that waits in a work directory for its place.
+struct Copy {
+    name: Vec<u8>,
+    stat: Stat,
+}
+
+impl Union {
+    /// The writable branches above `bound` where something in this directory can be put, top-down.
+    pub(super) fn candidates(&self, dir: &DirState, bound: usize) -> Vec<Candidate> {
+        let top = dir.layers.first().map_or(usize::MAX, |l| l.slot.rank());
+        let writable = |slot: &&Arc<Slot>| slot.rank() < bound && slot.writable();
+        self.view()
+            .slots
+            .iter()
+            .filter(writable)
+            .filter_map(|slot| {
+                let has_parent = dir.layer(slot).is_some();
+                let possible = has_parent || slot.rank() < dir.limit;
+                possible.then(|| Candidate { slot: Arc::clone(slot), has_parent, above: slot.rank() < top })
+            })
+            .collect()
+    }
+
+    /// Sees to it that the directory exists in `slot`.
+    pub(super) fn ensure_layer(&self, node: &Arc<Node>, slot: &Arc<Slot>) -> Res<()> {
+        self.refresh(node)?;
+        if node.dir()?.layer(slot).is_some() {
+            return Ok(());
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            let (parent, name) = node.place().ok_or(Errno::ESTALE)?;
+            self.ensure_layer(&parent, slot)?;
+            let mut above = parent.dir_mut()?;
+            let mut dir = node.dir_mut()?;
+            if dir.layer(slot).is_some() {
+                return Ok(());
+            }
+            if dir.dead || above.dead {
+                return Err(Errno::ENOENT);
+            }
+            // Somebody moved it meanwhile.
+            if !node.place().is_some_and(|(p, n)| p.ino == parent.ino && n == name) {
+                continue;
+            }
+            if slot.rank() >= dir.limit {
+                return Err(Errno::EROFS);
+            }
+            return self.copy_directory(node.ino, &mut above, &mut dir, &name, slot);
+        }
+        Err(Errno::EBUSY)
+    }
+
+    fn copy_directory(&self, ino: u64, above: &mut DirState, dir: &mut DirState, name: &Name, slot: &Arc<Slot>) -> Res<()> {
+        let top = dir.layers.first().ok_or(Errno::ESTALE)?;
+        let from = At::Open(&top.dir);
+        let stat = top.slot.branch.stat(from)?;
+        let source = Arc::clone(&top.slot);
+        let becomes_top = slot.rank() < source.rank();
+        let copy = self.copy_to_work(&source, from, &stat, slot, 0, becomes_top.then_some(ino))?;
+        let (own, branch) = (slot.own()?, &slot.branch);
+        let place = above.layers.iter_mut().find(|l| Arc::ptr_eq(&l.slot, slot)).ok_or(Errno::ESTALE)?;
+        if becomes_top {
+            mark_layer_impure(place)?;
+        }
+        let placed = keeping_times(slot, &place.dir, || branch.rename(&own.work, &copy.name, &place.dir, name, 0));
+        if let Err(e) = placed {
+            leftovers(slot.delete_tree(&own.work, &copy.name));
+            return Err(e);
+        }
+        let handle = branch.open(At::Name(&place.dir, name), Open::Path)?;
+        let marks = Marks { number: becomes_top.then_some(ino), ..Marks::default() };
+        dir.layers.push(plain_layer(slot, handle, copy.stat.id, marks));
+        dir.layers.sort_by_key(|l| l.slot.rank());
+        dir.changed();
+        Ok(())
+    }
+
+    /// Sees to it that an object lies where it can be changed. Of a file, `keep` bytes of data are worth keeping.
+    pub(super) fn make_writable(&self, node: &Arc<Node>, keep: u64) -> Res<()> {
+        if !node.is_dir() {
+            return if node.file()?.slot.writable() { Ok(()) } else { self.copy_up(node, None, keep) };
+        }
+        self.refresh(node)?;
+        let target = {
+            let dir = node.dir()?;
+            let top = dir.layers.first().ok_or(Errno::ESTALE)?;
+            if top.slot.writable() {
+                return Ok(());
+            }
+            let Some((parent, _)) = node.place() else { return Err(Errno::EROFS) };
+            let bound = top.slot.rank();
+            drop(dir);
+            let above = parent.dir()?;
+            self.policies.copyup(&self.candidates(&above, bound)).ok_or(Errno::EROFS)?
+        };
+        self.ensure_layer(node, &target)
+    }
+
+    /// Copies a file up, to `to` or where the policy says.
+    pub(super) fn copy_up(&self, node: &Arc<Node>, to: Option<&Arc<Slot>>, keep: u64) -> Res<()> {
+        let _copying = lock(&node.copying);
+        for _ in 0..ATTEMPTS_MAX {
+            let (slot, spot, id) = {
+                let file = node.file()?;
+                (Arc::clone(&file.slot), file.spot.clone(), file.id)
+            };
+            if to.map_or_else(|| slot.writable(), |to| slot.rank() <= to.rank()) {
+                return Ok(());
+            }
+            let stat = slot.branch.stat(spot.at())?;
+            if stat.id != id {
+                return Err(Errno::ESTALE);
+            }
+            let names = node.names();
+            let Some((parent, name)) = names.first() else { return self.copy_up_nameless(node, &slot, &spot, &stat, keep) };
+            self.refresh(parent)?;
+            let target = match to {
+                Some(to) => Arc::clone(to),
+                None => {
+                    let dir = parent.dir()?;
+                    self.policies.copyup(&self.candidates(&dir, slot.rank())).ok_or(Errno::EROFS)?
+                }
+            };
+            self.ensure_layer(parent, &target)?;
+            let together = stat.nlink > 1;
+            let keeps_number = !together || self.config.plink;
+            let copy = self.copy_to_work(&slot, spot.at(), &stat, &target, keep, keeps_number.then_some(node.ino))?;
+            match self.place_copy(node, parent, name, &stat, &target, &copy) {
+                Ok(true) => return Ok(()),
+                Ok(false) => leftovers(target.delete_tree(&target.own()?.work, &copy.name)),
+                Err(e) => {
+                    leftovers(target.delete_tree(&target.own()?.work, &copy.name));
+                    return Err(e);
+                }
+            }
+        }
+        Err(Errno::EBUSY)
+    }
+
+    /// Puts a copy in its place; false when the name is another object's by now.
+    fn place_copy(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name, lower: &Stat, target: &Arc<Slot>, copy: &Copy) -> Res<bool> {
+        let mut dir = parent.dir_mut()?;
+        let current = if dir.dead { Found::Nothing(None) } else { self.search(&dir.layers, dir.limit, name)? };
+        if !matches!(&current, Found::File(f) if f.stat.id == lower.id) {
+            node.drop_name(parent, name);
+            return Ok(false);
+        }
+        self.mark_impure(&mut dir, target)?;
+        let Some(place) = dir.layer(target).map(|l| l.dir.clone()) else { return Ok(false) };
+        let (own, branch) = (target.own()?, &target.branch);
+        if lower.nlink > 1
+            && let Some(plinks) = &own.plinks
+        {
+            let kept = plink_name(node.ino, lower);
+            branch.link(At::Name(&own.work, &copy.name), plinks, &kept)?;
+            own.any_plinks.store(true, Ordering::Release);
+        }
+        let mut file = node.file_mut()?;
+        keeping_times(target, &place, || branch.rename(&own.work, &copy.name, &place, name, 0))?;
+        file.slot = Arc::clone(target);
+        file.id = copy.stat.id;
+        file.spot = Spot::Name(place, Arc::clone(name));
+        lock(&self.files).remove(node.ino);
+        Ok(true)
+    }
+
+    /// Of what was unlinked and is still referenced.
+    fn copy_up_nameless(&self, node: &Arc<Node>, slot: &Arc<Slot>, spot: &Spot, stat: &Stat, keep: u64) -> Res<()> {
+        let view = self.view();
+        let target = view.slots.iter().rfind(|s| s.rank() < slot.rank() && s.writable()).ok_or(Errno::EROFS)?;
+        let copy = self.copy_to_work(slot, spot.at(), stat, target, keep, None)?;
+        let own = target.own()?;
+        let how = if stat.kind == FileKind::File { Open::Write } else { Open::Path };
+        let held = target.branch.open(At::Name(&own.work, &copy.name), how);
+        leftovers(target.branch.unlink(&own.work, &copy.name));
+        let mut file = node.file_mut()?;
+        file.spot = Spot::Open(held?);
+        file.slot = Arc::clone(target);
+        file.id = copy.stat.id;
+        lock(&self.files).remove(node.ino);
+        Ok(())
+    }
+
+    /// Makes the copy, with all that belongs to it. `number`: what it shall go by.
+    fn copy_to_work(&self, source: &Slot, from: At<'_>, stat: &Stat, target: &Slot, keep: u64, number: Option<u64>) -> Res<Copy> {
+        let (own, branch) = (target.own()?, &target.branch);
+        let name = own.temp_name();
+        let link = if stat.kind == FileKind::Symlink { source.branch.readlink(from)? } else { Vec::new() };
+        let new = New { kind: stat.kind, mode: stat.mode, rdev: stat.rdev, target: &link, uid: stat.uid, gid: stat.gid };
+        let made = branch.make(&own.work, &name, &new)?;
+        let copied = (|| {
+            let at = At::Name(&own.work, &name);
+            copy_xattrs(source, from, target, at)?;
+            if let Some(number) = number {
+                self.numbers.carry(&**branch, at, &made, number)?;
+            }
+            let size = stat.size.min(keep);
+            let data = if stat.kind == FileKind::File && size > 0 { Some(copy_data(source, from, target, at, size)?) } else { None };
+            let times = SetAttr { atime: Some(stat.atime), mtime: Some(stat.mtime), ..SetAttr::default() };
+            branch.set_attr(at, &times)?;
+            data.map_or(Ok(()), |data| branch.fsync(&data, false))
+        })();
+        match copied {
+            Ok(()) => Ok(Copy { name, stat: made }),
+            Err(e) => {
+                leftovers(target.delete_tree(&own.work, &name));
+                Err(e)
+            }
+        }
+    }
+
+    /// A place for what is made in the work directory first.
+    pub(super) fn make_in_work(&self, slot: &Slot, new: &New<'_>) -> Res<(Vec<u8>, Stat)> {
+        let own = slot.own()?;
+        let name = own.temp_name();
+        let stat = slot.branch.make(&own.work, &name, new)?;
+        Ok((name, stat))
+    }
+}
+
+fn copy_data(source: &Slot, from: At<'_>, target: &Slot, at: At<'_>, size: u64) -> Res<Handle> {
+    let input = source.branch.open(from, Open::ReadQuietly)?;
+    let output = target.branch.open(at, Open::Write)?;
+    target.branch.copy_from(&output, &*source.branch, &input, size)?;
+    Ok(output)
+}
+
+/// All but bookkeeping. What the target cannot hold is left out, unless it says who may do what.
+fn copy_xattrs(source: &Slot, from: At<'_>, target: &Slot, at: At<'_>) -> Res<()> {
+    for name in source.branch.list_xattr(from)? {
+        if is_private_xattr(&name) {
+            continue;
+        }
+        let value = match source.branch.get_xattr(from, &name) {
+            Ok(value) => value,
+            Err(Errno::ENODATA) => continue,
+            Err(e) => return Err(e),
+        };
+        match target.branch.set_xattr(at, &name, &value, 0) {
+            Err(Errno::EOPNOTSUPP) if !name.starts_with(b"system.posix_acl_") => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! [`Slot`]: a branch in its place in the union, with what a writable one keeps at its root.
+
+use super::branch::{At, Branch, Handle, LocalBranch, New, Open};
+use super::names::{PLINKS, WHITEOUT_BASE, WORK};
+use super::{BranchConfig, BranchSource, Layout, Perm, Res, UnionError};
+use crate::fop::{Errno, FileKind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// A branch in its place.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) source: BranchSource,
+    pub(super) branch: Arc<dyn Branch>,
+    pub(super) root: Handle,
+    /// The file system of its root, as [`super::branch::Stat::dev`] says it.
+    pub(super) dev: u64,
+    perm: RwLock<Perm>,
+    rank: AtomicUsize,
+    gone: AtomicBool,
+    own: RwLock<Option<Arc<Own>>>,
+}
+
+/// What a writable branch keeps at its root.
+#[derive(Debug)]
+pub(super) struct Own {
+    /// Where this union makes objects before they get their place. Nobody else's.
+    pub(super) work: Handle,
+    instance: Vec<u8>,
+    seq: AtomicU64,
+    /// `.wh..wh.plnk`, where hard links are kept together.
+    pub(super) plinks: Option<Handle>,
+    pub(super) any_plinks: AtomicBool,
+}
+
+impl Own {
+    /// A name that is free in the work directory.
+    pub(super) fn temp_name(&self) -> Vec<u8> {
+        format!("{:x}", self.seq.fetch_add(1, Ordering::Relaxed)).into_bytes()
+    }
+}
+
+pub(super) const OURS: New<'static> = New { kind: FileKind::Dir, mode: 0o700, rdev: 0, target: b"", uid: 0, gid: 0 };
+
+impl Slot {
+    /// Opens a branch; [`Slot::prepare`] makes it writable.
+    pub(super) fn open(config: &BranchConfig) -> Result<Arc<Self>, UnionError> {
+        let label = config.source.label();
+        let fail = |doing| move |source| UnionError::Branch { branch: label.clone(), doing, source };
+        let branch: Arc<dyn Branch> = match &config.source {
+            BranchSource::Dir(path) => Arc::new(LocalBranch::open(path).map_err(fail("open the directory"))?),
+            BranchSource::Volume { .. } => return Err(UnionError::NotSupportedYet("a branch on a volume")),
+            BranchSource::Other { branch, .. } => Arc::clone(branch),
+        };
+        let root = branch.root();
+        let label = config.source.label();
+        let stat = branch.stat(At::Open(&root)).map_err(|source| UnionError::Branch { branch: label, doing: "stat the root", source })?;
+        Ok(Arc::new(Self {
+            source: config.source.clone(),
+            branch,
+            root,
+            dev: stat.dev,
+            perm: RwLock::new(config.perm),
+            rank: AtomicUsize::new(usize::MAX),
+            gone: AtomicBool::new(false),
+            own: RwLock::new(None),
+        }))
+    }
+
+    /// Its position: 0 is the top.
+    pub(super) fn rank(&self) -> usize {
+        self.rank.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_rank(&self, rank: usize) {
+        self.rank.store(rank, Ordering::Release);
+    }
+
+    pub(super) fn perm(&self) -> Perm {
+        *self.perm.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_perm(&self, perm: Perm) {
+        *self.perm.write().unwrap_or_else(PoisonError::into_inner) = perm;
+    }
+
+    pub(super) fn writable(&self) -> bool {
+        self.perm().writable() && !self.is_gone()
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_gone(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
+    pub(super) fn config(&self) -> BranchConfig {
+        BranchConfig { source: self.source.clone(), perm: self.perm() }
+    }
+
+    /// What a writable branch keeps at its root.
+    pub(super) fn own(&self) -> Res<Arc<Own>> {
+        self.own.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Errno::EROFS)
+    }
+
+    /// Makes ready for writing: bookkeeping at the root, a work directory, leftovers of dead unions swept.
+    pub(super) fn prepare(&self, layout: Layout, plink: bool, instance: u64) -> Result<(), UnionError> {
+        let fail = |doing, source| UnionError::Branch { branch: self.source.label(), doing, source };
+        if layout == Layout::Overlay && !self.branch.can_hold_overlay() {
+            return Err(UnionError::NotSupportedYet("overlayfs's layout on a volume"));
+        }
+        let own = self.make_own(layout, plink, instance).map_err(|e| fail("make the bookkeeping of a writable branch", e))?;
+        *self.own.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(own));
+        Ok(())
+    }
+
+    fn make_own(&self, layout: Layout, plink: bool, instance: u64) -> Res<Own> {
+        let instance = format!("{instance:016x}").into_bytes();
+        let work_root = self.directory(&self.root, WORK)?;
+        let work = self.directory(&work_root, &instance)?;
+        self.branch.claim(&work)?;
+        self.sweep(&work_root, &instance)?;
+        if layout == Layout::Aufs {
+            self.make_base()?;
+        }
+        let plinks = if plink { Some(self.directory(&self.root, PLINKS)?) } else { None };
+        let mut any = false;
+        if let Some(dir) = &plinks {
+            self.branch.list(dir, &mut |_| any = true)?;
+        }
+        Ok(Own { work, instance, seq: AtomicU64::new(0), plinks, any_plinks: AtomicBool::new(any) })
+    }
+
+    fn directory(&self, dir: &Handle, name: &[u8]) -> Res<Handle> {
+        match self.branch.make(dir, name, &OURS) {
+            Ok(_) | Err(Errno::EEXIST) => self.branch.open(At::Name(dir, name), Open::Path),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn make_base(&self) -> Res<()> {
+        match self.branch.make(&self.root, WHITEOUT_BASE, &New { kind: FileKind::File, mode: 0o444, ..OURS }) {
+            Ok(_) | Err(Errno::EEXIST) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Removes the work directories whose unions are dead.
+    fn sweep(&self, work_root: &Handle, instance: &[u8]) -> Res<()> {
+        for name in self.names(work_root)? {
+            if name == instance {
+                continue;
+            }
+            let dead = match self.branch.open(At::Name(work_root, &name), Open::Path) {
+                Ok(dir) => self.branch.claim(&dir)?,
+                Err(Errno::ENOENT) => continue,
+                Err(e) => return Err(e),
+            };
+            if dead {
+                self.delete_tree(work_root, &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves nothing of this union behind but what the layout is made of.
+    pub(super) fn close(&self, layout: Layout) {
+        let Some(own) = self.own.write().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Ok(work_root) = self.branch.open(At::Name(&self.root, WORK), Open::Path) else { return };
+        let _ = self.delete_tree(&work_root, &own.instance);
+        if layout == Layout::Overlay {
+            // Only where nothing else is in them: overlayfs would show them.
+            let _ = self.branch.rmdir(&self.root, WORK);
+            let _ = self.branch.rmdir(&self.root, PLINKS);
+        }
+    }
+
+    pub(super) fn names(&self, dir: &Handle) -> Res<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        self.branch.list(dir, &mut |e| names.push(e.name.to_vec()))?;
+        Ok(names)
+    }
+
+    /// Removes an object with all that is in it.
+    pub(super) fn delete_tree(&self, dir: &Handle, name: &[u8]) -> Res<()> {
+        let unlinked = self.branch.unlink(dir, name);
+        if !matches!(unlinked, Err(Errno::EISDIR | Errno::EPERM)) {
+            return unlinked.or_else(|e| if e == Errno::ENOENT { Ok(()) } else { Err(e) });
+        }
+        let inner = self.branch.open(At::Name(dir, name), Open::Path)?;
+        for child in self.names(&inner)? {
+            self.delete_tree(&inner, &child)?;
+        }
+        self.branch.rmdir(dir, name)
+    }
+
+    /// A new file for whiteouts to be hard links of: the old one has as many as it can have.
+    pub(super) fn renew_base(&self) -> Res<()> {
+        let own = self.own()?;
+        let temp = own.temp_name();
+        self.branch.make(&own.work, &temp, &New { kind: FileKind::File, mode: 0o444, ..OURS })?;
+        self.branch.rename(&own.work, &temp, &self.root, WHITEOUT_BASE, 0)
+    }
+}
