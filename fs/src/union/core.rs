@@ -115,6 +115,7 @@ impl Union {
     pub(super) fn set_slots(&self, slots: Vec<Arc<Slot>>) -> Result<(), UnionError> {
         for (rank, slot) in slots.iter().enumerate() {
             slot.set_rank(rank);
+            self.numbers.index(slot.dev);
         }
         let mut roots = Vec::new();
         for slot in &slots {
@@ -335,7 +336,15 @@ impl Union {
         }
         self.with_file(node, |slot, at, id| {
             let stat = slot.branch.stat(at).map_err(|e| if e == Errno::ENOENT { Errno::ESTALE } else { e })?;
-            if stat.id == id { Ok(attr(node.ino, &stat, 1)) } else { Err(Errno::ESTALE) }
+            if stat.id != id {
+                return Err(Errno::ESTALE);
+            }
+            let mut attr = attr(node.ino, &stat, 1);
+            // Only hidden: its branch still counts the name.
+            if !slot.writable() && node.is_nameless() {
+                attr.nlink = attr.nlink.saturating_sub(1);
+            }
+            Ok(attr)
         })
     }
 }

@@ -88,27 +88,31 @@ impl Union {
         })
     }
 
-    /// Locks the parent and runs `f` with the place for a new name. `below`: only there or above.
-    pub(super) fn at_site<T>(&self, parent: &Arc<Node>, name: &[u8], within: Option<&Arc<Slot>>, f: impl FnOnce(&mut DirState, &Site) -> Res<T>) -> Res<T> {
+    /// Locks the parent and runs `f` with the place for a new name; `within`: only in that branch.
+    pub(super) fn at_site<T>(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        within: Option<&Arc<Slot>>,
+        f: impl FnOnce(&mut DirState, &Site) -> Res<T>,
+    ) -> Res<T> {
+        let mut chosen: Option<Arc<Slot>> = within.cloned();
         for _ in 0..ATTEMPTS_MAX {
-            let slot = {
-                let dir = parent.dir()?;
-                let (whiteout, _) = self.free_name(&dir, name)?;
-                self.create_slot(&dir, whiteout.as_ref(), within)?
-            };
-            self.ensure_layer(parent, &slot)?;
             let mut dir = parent.dir_mut()?;
-            let (whiteout, over_dir) = self.free_name(&dir, name)?;
-            if whiteout.as_ref().is_some_and(|w| w.rank < slot.rank()) {
-                continue;
-            }
-            let Some(layer) = dir.layer(&slot) else { continue };
-            let below = dir.below(slot.rank());
-            let over_dir = match whiteout {
-                // The search ended at the whiteout; what it hides is still there.
-                Some(_) if !over_dir => self.shows_below(below, name)? == Some(FileKind::Dir),
-                _ => over_dir,
+            let whiteout = self.free_name(&dir, name)?;
+            let slot = match chosen.take() {
+                // It was good a moment ago.
+                Some(slot) if whiteout.as_ref().is_none_or(|w| slot.rank() <= w.rank) => slot,
+                _ => self.create_slot(&dir, whiteout.as_ref(), within)?,
             };
+            let Some(layer) = dir.layer(&slot) else {
+                drop(dir);
+                self.ensure_layer(parent, &slot)?;
+                chosen = Some(slot);
+                continue;
+            };
+            // The search ended at the whiteout; what it hides is still there.
+            let over_dir = whiteout.is_some() && self.shows_below(dir.below(slot.rank()), name)? == Some(FileKind::Dir);
             let here = whiteout.filter(|w| w.rank == slot.rank()).map(|w| w.in_place);
             let site = Site { slot: Arc::clone(&slot), dir: layer.dir.clone(), whiteout: here, over_dir };
             return f(&mut dir, &site);
@@ -117,12 +121,12 @@ impl Union {
     }
 
     /// What hides a name that is free.
-    fn free_name(&self, dir: &DirState, name: &[u8]) -> Res<(Option<Whiteout>, bool)> {
+    fn free_name(&self, dir: &DirState, name: &[u8]) -> Res<Option<Whiteout>> {
         if dir.dead {
             return Err(Errno::ENOENT);
         }
         match self.search(&dir.layers, dir.limit, name)? {
-            Found::Nothing(whiteout) => Ok((whiteout, false)),
+            Found::Nothing(whiteout) => Ok(whiteout),
             _ => Err(Errno::EEXIST),
         }
     }
@@ -177,7 +181,13 @@ impl Union {
             let own = slot.own()?;
             let done = self.finish_in_work(slot, &temp, inherited, opaque).and_then(|()| {
                 // Another host may have made it meanwhile.
-                let flags = if !in_place { RENAME_NOREPLACE } else if is_dir { RENAME_EXCHANGE } else { 0 };
+                let flags = if !in_place {
+                    RENAME_NOREPLACE
+                } else if is_dir {
+                    RENAME_EXCHANGE
+                } else {
+                    0
+                };
                 slot.branch.rename(&own.work, &temp, &site.dir, name, flags)
             });
             if done.is_err() || (in_place && is_dir) {
@@ -228,15 +238,18 @@ impl Union {
     pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Res<Entry> {
         makeable(name)?;
         let node = self.table.get(ino)?;
-        if node.is_dir() {
-            return Err(Errno::EPERM);
-        }
         let parent = self.directory(parent)?;
+        if node.is_dir() {
+            return self.free_name(&*parent.dir()?, name).and(Err(Errno::EPERM));
+        }
         self.make_writable(&node, u64::MAX)?;
         let slot = Arc::clone(&node.file()?.slot);
         self.at_site(&parent, name, Some(&slot), |dir, site| {
             let file = node.file_mut()?;
             let branch = &site.slot.branch;
+            if self.numbers.of(&branch.stat(file.spot.at())?) != node.ino {
+                self.mark_impure(dir, &slot)?;
+            }
             if site.whiteout == Some(true) {
                 let own = slot.own()?;
                 let temp = own.temp_name();
@@ -249,9 +262,6 @@ impl Union {
                 leftovers(self.drop_whiteout(&slot, &site.dir, name));
             }
             let stat = branch.stat(file.spot.at())?;
-            if self.numbers.of(&stat) != node.ino {
-                self.mark_impure(dir, &slot)?;
-            }
             drop(file);
             node.add_name(&parent, name);
             dir.changed();

@@ -111,7 +111,8 @@ impl Union {
         let target = self.opened_for_writing(to)?;
         let source = self.opened(&*self.table.get(from)?, false)?;
         let want = usize::try_from(len).unwrap_or(usize::MAX);
-        if let (Some(input), Some(output)) = (source.slot.branch.descriptor(&source.handle), target.slot.branch.descriptor(&target.handle)) {
+        if let (Some(input), Some(output)) = (source.slot.branch.descriptor(&source.handle), target.slot.branch.descriptor(&target.handle))
+        {
             let (mut off_in, mut off_out) = (from_offset, to_offset);
             match rustix::fs::copy_file_range(&input, Some(&mut off_in), &output, Some(&mut off_out), want) {
                 Ok(n) => return Ok(n as u64),

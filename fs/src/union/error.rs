@@ -11,7 +11,12 @@ pub enum UnionError {
     #[error("a union has at most {} branches", super::config::BRANCHES_MAX)]
     TooManyBranches,
     #[error("branch {branch}: {doing}: {source}")]
-    Branch { branch: String, doing: &'static str, #[source] source: Errno },
+    Branch {
+        branch: String,
+        doing: &'static str,
+        #[source]
+        source: Errno,
+    },
     #[error("branch {branch} is given twice")]
     Twice { branch: String },
     #[error("branch {branch} lies inside branch {other}: give directories that do not contain each other")]

@@ -5,7 +5,7 @@ use super::branch::{At, Listed};
 use super::core::Union;
 use super::names::{WHITEOUT_PREFIX, is_private};
 use super::node::{Layer, Node, lock};
-use super::{DirEntry, Res, ROOT_INO};
+use super::{DirEntry, ROOT_INO, Res};
 use crate::fop::FileKind;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -138,7 +138,12 @@ impl Union {
                 suspects.push(fresh.len());
             }
             let id = super::branch::ObjectId(layer.slot.dev, e.ino);
-            fresh.push(ListedName { cookie: cookie(e.name), ino: self.numbers.plain(layer.slot.dev, e.ino, id), kind: e.kind, name: e.name.into() });
+            fresh.push(ListedName {
+                cookie: cookie(e.name),
+                ino: self.numbers.plain(layer.slot.dev, e.ino, id),
+                kind: e.kind,
+                name: e.name.into(),
+            });
         })?;
         for i in suspects.into_iter().rev() {
             let at = At::Name(&layer.dir, &fresh[i].name);

@@ -35,11 +35,11 @@ mod slot;
 mod tests;
 mod whiteout;
 
-pub use config::{
-    Access, BRANCHES_MAX, BadValue, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, Perm, Udba, UnionConfig,
-};
 pub use self::core::Union;
+pub use config::{Access, BRANCHES_MAX, BadValue, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, Perm, Udba, UnionConfig};
 pub use error::UnionError;
+
+use attrs::without_set_id;
 
 use crate::fop::{Attr, Errno, FileKind};
 

@@ -155,6 +155,11 @@ impl Node {
         lock(&self.names).clone()
     }
 
+    /// Whether no name is known.
+    pub(super) fn is_nameless(&self) -> bool {
+        lock(&self.names).is_empty()
+    }
+
     /// Of a directory: where it is; `None` for the root.
     pub(super) fn place(&self) -> Option<(Arc<Node>, Name)> {
         lock(&self.names).first().cloned()

@@ -25,7 +25,8 @@ pub(super) struct Numbers {
 }
 
 impl Numbers {
-    fn index(&self, dev: u64) -> u64 {
+    /// Gives a file system its index: at the mount in the order of the branches, so that the same mount line gives the same numbers.
+    pub(super) fn index(&self, dev: u64) -> u64 {
         let known = |devices: &[u64]| devices.iter().position(|d| *d == dev);
         if let Some(index) = known(&self.devices.read().unwrap_or_else(PoisonError::into_inner)) {
             return index as u64;

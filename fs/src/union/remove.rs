@@ -3,7 +3,7 @@
 use super::Res;
 use super::branch::{At, Handle, Open};
 use super::core::{ATTEMPTS_MAX, Union};
-use super::node::{DirState, Node, Spot};
+use super::node::{DirState, FileState, Node, Spot, lock};
 use super::search::{Found, FoundDir, FoundFile, visible};
 use super::slot::Slot;
 use crate::fop::{Errno, FileKind};
@@ -26,7 +26,7 @@ impl Union {
                 false => self.hide(slot, place, name),
             };
             match &node {
-                Some(node) => self.unnaming(node, &parent, name, &f, removed),
+                Some(node) => self.unnaming(node, &mut *node.file_mut()?, &parent, name, &f, removed),
                 None => removed(),
             }?;
             dir.changed();
@@ -65,20 +65,21 @@ impl Union {
     }
 
     /// Locks the parent and runs `f` with the branch, and the parent in it, where the name is taken away or hidden.
-    fn with_removable<T>(&self, parent: &Arc<Node>, name: &[u8], f: impl FnOnce(&mut DirState, &Arc<Slot>, &Handle, Found) -> Res<T>) -> Res<T> {
+    fn with_removable<T>(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        f: impl FnOnce(&mut DirState, &Arc<Slot>, &Handle, Found) -> Res<T>,
+    ) -> Res<T> {
         for _ in 0..ATTEMPTS_MAX {
-            let slot = {
-                let dir = parent.dir()?;
-                let found = self.visible_in(&dir, name)?;
-                self.removal_slot(&dir, &found)?
-            };
-            self.ensure_layer(parent, &slot)?;
             let mut dir = parent.dir_mut()?;
             let found = self.visible_in(&dir, name)?;
-            if !Arc::ptr_eq(&self.removal_slot(&dir, &found)?, &slot) {
+            let slot = self.removal_slot(&dir, &found)?;
+            let Some(place) = dir.layer(&slot).map(|l| l.dir.clone()) else {
+                drop(dir);
+                self.ensure_layer(parent, &slot)?;
                 continue;
-            }
-            let Some(place) = dir.layer(&slot).map(|l| l.dir.clone()) else { continue };
+            };
             return f(&mut dir, &slot, &place, found);
         }
         Err(Errno::EBUSY)
@@ -121,20 +122,31 @@ impl Union {
         [Some(d.number), self.numbers.made_up_already(d.stat.id)].into_iter().flatten().find_map(|n| self.table.find(n).filter(&same))
     }
 
-    /// Takes a name of a live file away by `remove`. What the front end still refers to is held, so that it stays readable and writable.
-    pub(super) fn unnaming(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8], f: &FoundFile, remove: impl FnOnce() -> Res<()>) -> Res<()> {
-        let mut file = node.file_mut()?;
+    /// Takes a name of a live file, locked, away by `remove`. What the front end still refers to is held, so that it stays readable and writable.
+    pub(super) fn unnaming(
+        &self,
+        node: &Arc<Node>,
+        file: &mut FileState,
+        parent: &Arc<Node>,
+        name: &[u8],
+        f: &FoundFile,
+        remove: impl FnOnce() -> Res<()>,
+    ) -> Res<()> {
         let names_it = match &file.spot {
             Spot::Name(_, known) => **known == *name && Arc::ptr_eq(&f.name_slot, &file.slot),
             Spot::Open(_) => false,
         };
         let before = file.spot.clone();
-        if names_it {
+        let referred = self.table.is_referred(node.ino);
+        if names_it && referred {
             file.spot = Spot::Open(hold(&file.slot, before.at(), f.stat.kind)?);
         }
         match remove() {
             Ok(()) => {
                 node.drop_name(parent, name);
+                if !referred {
+                    lock(&self.files).remove(node.ino);
+                }
                 Ok(())
             }
             Err(e) => {

@@ -4,7 +4,7 @@
 use super::branch::{At, RENAME_WHITEOUT, Stat};
 use super::core::{ATTEMPTS_MAX, Union, name_of};
 use super::names::{XATTR_OVERLAY_REDIRECT, XATTR_REDIRECT};
-use super::node::{DirState, Layer, Marks, Node, Spot, lock};
+use super::node::{DirState, FileState, Layer, Marks, Node, Spot, lock};
 use super::search::{Found, Whiteout, makeable, visible};
 use super::slot::Slot;
 use super::whiteout::{keeping_times, leftovers};
@@ -16,6 +16,15 @@ use std::sync::{Arc, RwLockWriteGuard};
 struct Side<'a> {
     parent: &'a Arc<Node>,
     name: &'a [u8],
+}
+
+/// How an attempt ended.
+enum Attempt {
+    Done,
+    /// Something changed between looking and locking.
+    Again,
+    /// It concerns directories.
+    NeedsMoving,
 }
 
 /// Both parents, locked.
@@ -49,27 +58,31 @@ impl Union {
         makeable(new_name)?;
         let (p1, p2) = (self.directory(parent)?, self.directory(new_parent)?);
         let (old, new) = (Side { parent: &p1, name }, Side { parent: &p2, name: new_name });
-        let (source, _) = self.find(&p1, name)?;
-        let _moving = (p1.ino != p2.ino || source.is_dir() || flags == RENAME_EXCHANGE).then(|| lock(&self.moving));
+        // Within one directory, what is no directory changes nobody's ancestors.
+        let mut moving = (p1.ino != p2.ino).then(|| lock(&self.moving));
         for _ in 0..ATTEMPTS_MAX {
-            if let Some(done) = self.try_rename(&old, &new, flags)? {
-                return Ok(done);
+            match self.try_rename(&old, &new, flags, moving.is_some())? {
+                Attempt::Done => return Ok(()),
+                Attempt::Again => {}
+                Attempt::NeedsMoving => moving = Some(lock(&self.moving)),
             }
         }
         Err(Errno::EBUSY)
     }
 
-    /// `None`: something changed between looking and locking.
-    fn try_rename(&self, old: &Side<'_>, new: &Side<'_>, flags: u32) -> Res<Option<()>> {
+    fn try_rename(&self, old: &Side<'_>, new: &Side<'_>, flags: u32, moving: bool) -> Res<Attempt> {
         let (source, _) = self.find(old.parent, old.name)?;
         let target = match self.find(new.parent, new.name) {
             Ok((node, _)) => Some(node),
             Err(Errno::ENOENT) => None,
             Err(e) => return Err(e),
         };
+        if !moving && (source.is_dir() || target.as_ref().is_some_and(|t| t.is_dir())) {
+            return Ok(Attempt::NeedsMoving);
+        }
         check(&source, target.as_ref(), old, new, flags)?;
         if target.as_ref().is_some_and(|t| t.ino == source.ino) {
-            return Ok(Some(()));
+            return Ok(Attempt::Done);
         }
         let exchange = flags == RENAME_EXCHANGE;
         let slot = self.rename_slot(&source, target.as_ref().filter(|_| exchange), old, new)?;
@@ -86,19 +99,19 @@ impl Union {
         let found = self.search(&parents.old.layers, parents.old.limit, old.name)?;
         let there = self.search(&parents.new().layers, parents.new().limit, new.name)?;
         if !self.is(&found, &source)? || !self.is_or_nothing(&there, target.as_ref())? || parents.old.dead || parents.new().dead {
-            return Ok(None);
+            return Ok(Attempt::Again);
         }
         // Something came in above the branch that was chosen.
         let above = there.slot().map(|s| s.rank()).or(whiteout_of(&there).map(|w| w.rank)).is_some_and(|rank| rank < slot.rank());
         if above || parents.old.layer(&slot).is_none() || parents.new().layer(&slot).is_none() {
-            return Ok(None);
+            return Ok(Attempt::Again);
         }
         let mut ends = Ends { slot: &slot, old, new, source: &source, found, there };
         if exchange {
             let target = target.ok_or(Errno::ENOENT)?;
-            return self.exchange(&mut parents, &mut ends, &target, &path, &new_path).map(Some);
+            return self.exchange(&mut parents, &mut ends, &target, &path, &new_path).map(|()| Attempt::Done);
         }
-        self.replace(&mut parents, &mut ends, target.as_ref(), &path).map(Some)
+        self.replace(&mut parents, &mut ends, target.as_ref(), &path).map(|()| Attempt::Done)
     }
 
     /// The branch where both names can change: not below anything that either name has now.
@@ -114,9 +127,10 @@ impl Union {
                 bound = bound.min(self.redirected_above(side.parent)?);
             }
         }
-        let (a, b) = (old.parent.dir()?, new.parent.dir()?);
-        let mut candidates = self.candidates(&b, bound.saturating_add(1));
-        candidates.retain(|c| a.layer(&c.slot).is_some() || c.slot.rank() < a.limit);
+        // One lock at a time: their order is not known here.
+        let fits_old: Vec<_> = self.candidates(&*old.parent.dir()?, bound.saturating_add(1)).into_iter().map(|c| c.slot.rank()).collect();
+        let mut candidates = self.candidates(&*new.parent.dir()?, bound.saturating_add(1));
+        candidates.retain(|c| fits_old.contains(&c.slot.rank()));
         if let Some(here) = candidates.last().filter(|c| c.slot.rank() == bound) {
             return Ok(Arc::clone(&here.slot));
         }
@@ -217,10 +231,10 @@ impl Union {
             (Found::File(f), Some(node)) => Some((f, node)),
             _ => None,
         };
-        let mut source_file = if ends.source.is_dir() { None } else { Some(ends.source.file_mut()?) };
-        match victim {
-            Some((f, node)) => self.unnaming(node, new.parent, new.name, f, moved)?,
-            None => moved()?,
+        let (mut source_file, target_file) = lock_files(ends.source, victim.map(|(_, node)| node))?;
+        match (victim, target_file) {
+            (Some((f, node)), Some(mut file)) => self.unnaming(node, &mut file, new.parent, new.name, f, moved)?,
+            _ => moved()?,
         }
         if swap && !hide {
             leftovers(branch.unlink(&from, old.name));
@@ -238,7 +252,14 @@ impl Union {
     }
 
     /// What must be so before the source is moved, and does not show.
-    fn prepare_source(&self, parents: &mut Parents<'_>, ends: &Ends<'_>, dir: Option<&mut DirState>, lower: Option<FileKind>, path: &[u8]) -> Res<()> {
+    fn prepare_source(
+        &self,
+        parents: &mut Parents<'_>,
+        ends: &Ends<'_>,
+        dir: Option<&mut DirState>,
+        lower: Option<FileKind>,
+        path: &[u8],
+    ) -> Res<()> {
         let slot = ends.slot;
         match (&ends.found, dir) {
             (Found::Dir(_), Some(dir)) => self.detach(slot, dir, lower == Some(FileKind::Dir), path)?,
@@ -325,17 +346,13 @@ impl Union {
         if self.carries_number(&ends.there, target.ino) {
             self.mark_impure(&mut parents.old, slot)?;
         }
-        let mut files = Vec::new();
-        for (node, place, name) in [(ends.source, &to, new.name), (target, &from, old.name)] {
-            if !node.is_dir() {
-                files.push((node.file_mut()?, place.clone(), name));
+        let (source_file, target_file) = lock_files(ends.source, Some(target))?;
+        slot.branch.rename(&from, old.name, &to, new.name, RENAME_EXCHANGE)?;
+        for (file, place, name) in [(source_file, to, new.name), (target_file, from, old.name)] {
+            if let Some(mut file) = file {
+                file.spot = Spot::Name(place, name_of(name));
             }
         }
-        slot.branch.rename(&from, old.name, &to, new.name, RENAME_EXCHANGE)?;
-        for (file, place, name) in &mut files {
-            file.spot = Spot::Name(place.clone(), name_of(name));
-        }
-        drop(files);
         renamed(parents, ends.source, old, new);
         renamed(parents, target, new, old);
         Ok(())
@@ -385,17 +402,31 @@ fn lock_parents<'a>(old: &'a Arc<Node>, new: &'a Arc<Node>) -> Res<Parents<'a>> 
     Ok(Parents { old: old.dir_mut()?, new: Some(new) })
 }
 
-/// What renameat2(2) refuses.
+type FileGuard<'a> = Option<RwLockWriteGuard<'a, FileState>>;
+
+/// Locks both files, in the order of their numbers; directories have no such lock.
+fn lock_files<'a>(a: &'a Arc<Node>, b: Option<&'a Arc<Node>>) -> Res<(FileGuard<'a>, FileGuard<'a>)> {
+    let lock = |node: &'a Arc<Node>| if node.is_dir() { Ok(None) } else { node.file_mut().map(Some) };
+    let Some(b) = b else { return Ok((lock(a)?, None)) };
+    if a.ino < b.ino {
+        let a = lock(a)?;
+        return Ok((a, lock(b)?));
+    }
+    let b = lock(b)?;
+    Ok((lock(a)?, b))
+}
+
+/// What renameat2(2) refuses, in its order.
 fn check(source: &Arc<Node>, target: Option<&Arc<Node>>, old: &Side<'_>, new: &Side<'_>, flags: u32) -> Res<()> {
+    match target {
+        None if flags == RENAME_EXCHANGE => return Err(Errno::ENOENT),
+        Some(_) if flags == RENAME_NOREPLACE => return Err(Errno::EEXIST),
+        _ => {}
+    }
     if source.is_dir() && source.contains(new.parent) {
         return Err(Errno::EINVAL);
     }
-    let Some(target) = target else {
-        return if flags == RENAME_EXCHANGE { Err(Errno::ENOENT) } else { Ok(()) };
-    };
-    if flags == RENAME_NOREPLACE {
-        return Err(Errno::EEXIST);
-    }
+    let Some(target) = target else { return Ok(()) };
     if target.is_dir() && target.contains(old.parent) {
         return Err(if flags == RENAME_EXCHANGE { Errno::EINVAL } else { Errno::ENOTEMPTY });
     }

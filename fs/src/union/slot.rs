@@ -1,6 +1,6 @@
 //! [`Slot`]: a branch in its place in the union, with what a writable one keeps at its root.
 
-use super::branch::{At, Branch, Handle, LocalBranch, New, Open};
+use super::branch::{At, Branch, Handle, LocalBranch, New, Open, VolumeBranch};
 use super::names::{PLINKS, WHITEOUT_BASE, WORK};
 use super::{BranchConfig, BranchSource, Layout, Perm, Res, UnionError};
 use crate::fop::{Errno, FileKind};
@@ -45,16 +45,20 @@ pub(super) const OURS: New<'static> = New { kind: FileKind::Dir, mode: 0o700, rd
 impl Slot {
     /// Opens a branch; [`Slot::prepare`] makes it writable.
     pub(super) fn open(config: &BranchConfig) -> Result<Arc<Self>, UnionError> {
-        let label = config.source.label();
-        let fail = |doing| move |source| UnionError::Branch { branch: label.clone(), doing, source };
+        let failed = |doing| {
+            let branch = config.source.label();
+            move |source| UnionError::Branch { branch, doing, source }
+        };
         let branch: Arc<dyn Branch> = match &config.source {
-            BranchSource::Dir(path) => Arc::new(LocalBranch::open(path).map_err(fail("open the directory"))?),
-            BranchSource::Volume { .. } => return Err(UnionError::NotSupportedYet("a branch on a volume")),
+            BranchSource::Dir(path) => Arc::new(LocalBranch::open(path).map_err(failed("open the directory"))?),
+            BranchSource::Volume { label, volume, subdir } => {
+                let opened = VolumeBranch::open(label, Arc::clone(volume), subdir);
+                Arc::new(opened.map_err(failed("open the directory of the volume"))?)
+            }
             BranchSource::Other { branch, .. } => Arc::clone(branch),
         };
         let root = branch.root();
-        let label = config.source.label();
-        let stat = branch.stat(At::Open(&root)).map_err(|source| UnionError::Branch { branch: label, doing: "stat the root", source })?;
+        let stat = branch.stat(At::Open(&root)).map_err(failed("stat the root"))?;
         Ok(Arc::new(Self {
             source: config.source.clone(),
             branch,

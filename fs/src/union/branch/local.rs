@@ -88,7 +88,12 @@ fn kind_of(file_type: FileType) -> FileKind {
     }
 }
 
-#[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, clippy::unnecessary_cast, reason = "the types of stat's fields differ between architectures")]
+#[allow(
+    clippy::cast_sign_loss,
+    clippy::cast_possible_truncation,
+    clippy::unnecessary_cast,
+    reason = "the types of stat's fields differ between architectures"
+)]
 fn stat_of(s: &fs::Stat) -> Stat {
     let kind = kind_of(FileType::from_raw_mode(s.st_mode));
     let device = matches!(kind, FileKind::CharDevice | FileKind::BlockDevice);
@@ -441,7 +446,7 @@ impl Branch for LocalBranch {
     fn copy_from(&self, to: &Handle, source: &dyn Branch, from: &Handle, size: u64) -> Res<()> {
         let (Ok(out), Ok(input)) = (fd(to), fd(from)) else { return copy_by_reading(self, to, source, from, size) };
         if fs::ioctl_ficlone(out, input).is_ok() {
-            return Ok(());
+            return Ok(fs::ftruncate(out, size)?);
         }
         fs::ftruncate(out, size)?;
         let mut first = true;

@@ -7,10 +7,11 @@
 pub mod conformance;
 mod local;
 mod sim;
+mod volume;
 
 pub use local::{LocalBranch, LocalObject};
 pub use sim::{SimBranch, SimObject};
-
+pub use volume::{VolumeBranch, VolumeObject};
 
 use super::Res;
 use crate::fop::{FileKind, SetAttr, StatFs, TimeSpec};
@@ -22,6 +23,8 @@ use std::sync::Arc;
 pub enum Handle {
     /// By descriptor.
     Local(Arc<LocalObject>),
+    /// By gfid.
+    Volume(Arc<VolumeObject>),
     /// By number.
     Sim(Arc<SimObject>),
 }

@@ -463,7 +463,16 @@ impl Branch for SimBranch {
     }
 
     fn statfs(&self) -> Res<StatFs> {
-        Ok(StatFs { blocks: 1 << 20, bfree: 1 << 19, bavail: 1 << 19, files: 1 << 20, ffree: 1 << 19, bsize: 4096, frsize: 4096, namelen: 255 })
+        Ok(StatFs {
+            blocks: 1 << 20,
+            bfree: 1 << 19,
+            bavail: 1 << 19,
+            files: 1 << 20,
+            ffree: 1 << 19,
+            bsize: 4096,
+            frsize: 4096,
+            namelen: 255,
+        })
     }
 
     fn claim(&self, _dir: &Handle) -> Res<bool> {
