@@ -106,7 +106,7 @@ impl Union {
 
     /// Removes the work directories. Called once, at the end.
     pub fn close(&self) {
-        for slot in self.view().slots.iter().filter(|s| s.writable()) {
+        for slot in &self.view().slots {
             slot.close(self.config.layout);
         }
     }

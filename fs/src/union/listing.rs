@@ -26,6 +26,9 @@ pub(super) struct Listing {
     entries: Vec<ListedName>,
 }
 
+/// Names that a layer hides in lower ones.
+type Hidden = Vec<Box<[u8]>>;
+
 #[derive(Debug)]
 struct ListedName {
     cookie: u64,
@@ -49,10 +52,9 @@ impl Union {
         self.refresh(&node)?;
         let parent = node.place().map_or(ROOT_INO, |(parent, _)| parent.ino);
         for (at, next, name, ino) in [(0, AFTER_DOT, &b"."[..], node.ino), (AFTER_DOT, AFTER_DOT_DOT, b"..", parent)] {
-            if position == at || (position == 0 && at == AFTER_DOT) {
-                if add(DirEntry { cookie: next, name, ino, kind: FileKind::Dir, entry: None }) {
-                    return Ok(());
-                }
+            let due = position == at || (position == 0 && at == AFTER_DOT);
+            if due && add(DirEntry { cookie: next, name, ino, kind: FileKind::Dir, entry: None }) {
+                return Ok(());
             }
         }
         let position = position.max(AFTER_DOT_DOT);
@@ -121,7 +123,7 @@ impl Union {
     }
 
     /// One layer's names, and those that it hides in lower ones.
-    fn list_layer(&self, layer: &Layer) -> Res<(Vec<ListedName>, Vec<Box<[u8]>>)> {
+    fn list_layer(&self, layer: &Layer) -> Res<(Vec<ListedName>, Hidden)> {
         let (mut fresh, mut hidden, mut suspects) = (Vec::new(), Vec::new(), Vec::new());
         let branch = &layer.slot.branch;
         let honours = layer.slot.perm().honours_whiteouts();

@@ -35,11 +35,11 @@ struct Parents<'a> {
 }
 
 impl Parents<'_> {
-    fn new(&self) -> &DirState {
+    fn to(&self) -> &DirState {
         self.new.as_deref().unwrap_or(&self.old)
     }
 
-    fn new_mut(&mut self) -> &mut DirState {
+    fn to_mut(&mut self) -> &mut DirState {
         self.new.as_deref_mut().unwrap_or(&mut self.old)
     }
 }
@@ -97,13 +97,13 @@ impl Union {
         let new_path = self.path_below(new.parent, new.name, &slot)?;
         let mut parents = lock_parents(old.parent, new.parent)?;
         let found = self.search(&parents.old.layers, parents.old.limit, old.name)?;
-        let there = self.search(&parents.new().layers, parents.new().limit, new.name)?;
-        if !self.is(&found, &source)? || !self.is_or_nothing(&there, target.as_ref())? || parents.old.dead || parents.new().dead {
+        let there = self.search(&parents.to().layers, parents.to().limit, new.name)?;
+        if !self.is(&found, &source)? || !self.is_or_nothing(&there, target.as_ref())? || parents.old.dead || parents.to().dead {
             return Ok(Attempt::Again);
         }
         // Something came in above the branch that was chosen.
         let above = there.slot().map(|s| s.rank()).or(whiteout_of(&there).map(|w| w.rank)).is_some_and(|rank| rank < slot.rank());
-        if above || parents.old.layer(&slot).is_none() || parents.new().layer(&slot).is_none() {
+        if above || parents.old.layer(&slot).is_none() || parents.to().layer(&slot).is_none() {
             return Ok(Attempt::Again);
         }
         let mut ends = Ends { slot: &slot, old, new, source: &source, found, there };
@@ -202,7 +202,7 @@ impl Union {
         let (slot, old, new) = (ends.slot, ends.old, ends.new);
         let branch = &slot.branch;
         let hide = self.config.always_whiteout || self.shows_below(parents.old.below(slot.rank()), old.name)?.is_some();
-        let lower = self.shows_below(parents.new().below(slot.rank()), new.name)?;
+        let lower = self.shows_below(parents.to().below(slot.rank()), new.name)?;
         let mut source_dir = if ends.source.is_dir() { Some(ends.source.dir_mut()?) } else { None };
         let mut target_dir = target.filter(|t| t.is_dir()).map(|t| t.dir_mut()).transpose()?;
         if let Found::Dir(d) = &ends.there
@@ -271,7 +271,7 @@ impl Union {
             _ => {}
         }
         if self.carries_number(&ends.found, ends.source.ino) {
-            self.mark_impure(parents.new_mut(), slot)?;
+            self.mark_impure(parents.to_mut(), slot)?;
         }
         Ok(())
     }
@@ -287,7 +287,7 @@ impl Union {
 
     /// Makes a directory independent of its name: it merges with what it merges with now, wherever it goes.
     fn detach(&self, slot: &Arc<Slot>, dir: &mut DirState, over_dir: bool, path: &[u8]) -> Res<()> {
-        let merged = dir.below(slot.rank()).first().is_some();
+        let merged = !dir.below(slot.rank()).is_empty();
         let rank = slot.rank();
         let layer = dir.layers.iter_mut().find(|l| Arc::ptr_eq(&l.slot, slot)).ok_or(Errno::ESTALE)?;
         if merged && !self.config.dirren {
@@ -327,7 +327,7 @@ impl Union {
     fn exchange(&self, parents: &mut Parents<'_>, ends: &mut Ends<'_>, target: &Arc<Node>, path: &[u8], new_path: &[u8]) -> Res<()> {
         let (slot, old, new) = (ends.slot, ends.old, ends.new);
         let lower_old = self.shows_below(parents.old.below(slot.rank()), old.name)?;
-        let lower_new = self.shows_below(parents.new().below(slot.rank()), new.name)?;
+        let lower_new = self.shows_below(parents.to().below(slot.rank()), new.name)?;
         let (from, to) = places(parents, slot)?;
         for (node, found, over, path, place, name) in
             [(ends.source, &ends.found, lower_new, path, &from, old.name), (target, &ends.there, lower_old, new_path, &to, new.name)]
@@ -341,7 +341,7 @@ impl Union {
             }
         }
         if self.carries_number(&ends.found, ends.source.ino) {
-            self.mark_impure(parents.new_mut(), slot)?;
+            self.mark_impure(parents.to_mut(), slot)?;
         }
         if self.carries_number(&ends.there, target.ino) {
             self.mark_impure(&mut parents.old, slot)?;
@@ -380,12 +380,12 @@ fn renamed(parents: &mut Parents<'_>, node: &Arc<Node>, old: &Side<'_>, new: &Si
     node.drop_name(old.parent, old.name);
     node.add_name(new.parent, new.name);
     parents.old.changed();
-    parents.new_mut().changed();
+    parents.to_mut().changed();
 }
 
 fn places(parents: &Parents<'_>, slot: &Arc<Slot>) -> Res<(super::branch::Handle, super::branch::Handle)> {
     let place = |dir: &DirState| dir.layer(slot).map(|l| l.dir.clone()).ok_or(Errno::ESTALE);
-    Ok((place(&parents.old)?, place(parents.new())?))
+    Ok((place(&parents.old)?, place(parents.to())?))
 }
 
 /// An ancestor before what lies in it, else by number.

@@ -189,10 +189,10 @@ impl Union {
         }
         let carried = if layer.marks.impure { self.numbers.carried(&*slot.branch, at, stat.ino, stat.id)? } else { None };
         let number = carried.unwrap_or_else(|| self.numbers.of(&stat));
-        if stat.nlink > 1 {
-            if let Some(plink) = self.plink(layer, &stat, number)? {
-                return Ok(plink);
-            }
+        if stat.nlink > 1
+            && let Some(plink) = self.plink(layer, &stat, number)?
+        {
+            return Ok(plink);
         }
         let spot = Spot::Name(layer.dir.clone(), name.into());
         Ok(FoundFile { name_slot: Arc::clone(slot), slot: Arc::clone(slot), spot, stat, number })

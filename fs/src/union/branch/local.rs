@@ -413,7 +413,8 @@ impl Branch for LocalBranch {
 
     fn fsync(&self, file: &Handle, data_only: bool) -> Res<()> {
         let fd = fd(file)?;
-        Ok(if data_only { fs::fdatasync(fd)? } else { fs::fsync(fd)? })
+        let synced = if data_only { fs::fdatasync(fd) } else { fs::fsync(fd) };
+        Ok(synced?)
     }
 
     fn statfs(&self) -> Res<StatFs> {

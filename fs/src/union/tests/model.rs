@@ -2,13 +2,14 @@
 
 use super::{Dump, Op, Seen, act, dir_branch, dump, random};
 use crate::fop::{Errno, FileKind, TimeSpec};
-use crate::union::{Layout, Perm, Union, UnionConfig};
+use crate::union::config::FREE_SPACE_GOOD_FOR;
+use crate::union::{CreatePolicy, Layout, Perm, Union, UnionConfig};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, RenameFlags, XattrFlags};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The same change by system calls.
 fn act_plainly(root: &Path, op: &Op) -> Result<(), Errno> {
@@ -68,7 +69,7 @@ fn dump_plainly(root: &Path) -> Dump {
                 FileKind::Symlink => std::fs::read_link(&file).unwrap().into_os_string().into_encoded_bytes(),
                 _ => Vec::new(),
             };
-            let mut buf = vec![0; 16];
+            let mut buf = [0; 16];
             let xattrs = match fs::lgetxattr(&file, "user.test", &mut buf[..]) {
                 Ok(n) => vec![("user.test".to_string(), buf[..n].to_vec())],
                 Err(_) => Vec::new(),
@@ -86,17 +87,24 @@ fn dump_plainly(root: &Path) -> Dump {
     out
 }
 
-/// Puts `upper` on top of what is in `model`, without whiteouts: plainly.
-fn lay_over(upper: &Path, model: &Path) {
+/// Puts `upper` on top of what is in `model`, without whiteouts: plainly. `links`: what was put there already, by number.
+fn lay_over(upper: &Path, model: &Path, links: &mut BTreeMap<u64, PathBuf>) {
     for entry in std::fs::read_dir(upper).unwrap().map(Result::unwrap) {
         let (from, to) = (entry.path(), model.join(entry.file_name()));
         let (m, old) = (from.symlink_metadata().unwrap(), to.symlink_metadata().ok());
         if old.as_ref().is_some_and(|o| !(o.is_dir() && m.is_dir())) {
             if old.unwrap().is_dir() { std::fs::remove_dir_all(&to).unwrap() } else { std::fs::remove_file(&to).unwrap() }
         }
+        if let Some(first) = links.get(&m.ino()) {
+            fs::linkat(CWD, first, CWD, &to, AtFlags::empty()).unwrap();
+            continue;
+        }
+        if m.nlink() > 1 && !m.is_dir() {
+            links.insert(m.ino(), to.clone());
+        }
         if m.is_dir() {
             let _ = std::fs::create_dir(&to);
-            lay_over(&from, &to);
+            lay_over(&from, &to, links);
         } else if m.is_symlink() {
             std::os::unix::fs::symlink(std::fs::read_link(&from).unwrap(), &to).unwrap();
         } else {
@@ -106,14 +114,23 @@ fn lay_over(upper: &Path, model: &Path) {
             std::fs::set_permissions(&to, m.permissions()).unwrap();
         }
         std::os::unix::fs::lchown(&to, Some(m.uid()), Some(m.gid())).unwrap();
-        let mut buf = vec![0; 16];
+        let mut buf = [0; 16];
         if let Ok(n) = fs::lgetxattr(&from, "user.test", &mut buf[..]) {
             fs::lsetxattr(&to, "user.test", &buf[..n], XattrFlags::empty()).unwrap();
         }
     }
 }
 
-fn run(seed: u64, layout: Layout, links_below: bool) {
+/// What is varied.
+#[derive(Clone, Copy, Debug, Default)]
+struct Variant {
+    layout: Layout,
+    /// The middle branch can be written too.
+    two_writable: bool,
+    create: CreatePolicy,
+}
+
+fn run(seed: u64, variant: Variant) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let base = tempfile::tempdir().unwrap();
     let [model, upper, middle, lower] = ["model", "upper", "middle", "lower"].map(|n| base.path().join(n));
@@ -122,49 +139,47 @@ fn run(seed: u64, layout: Layout, links_below: bool) {
     }
     for (dir, count) in [(&lower, 20), (&middle, 10), (&upper, 6)] {
         for _ in 0..count {
-            let op = random::op(&mut rng);
-            // The model's copy does not keep links together.
-            if links_below || !matches!(op, Op::Link(..)) {
-                let _ = act_plainly(dir, &op);
-            }
+            let _ = act_plainly(dir, &random::op(&mut rng));
         }
-        lay_over(dir, &model);
+        lay_over(dir, &model, &mut BTreeMap::new());
     }
     let open = || {
-        let branches = vec![dir_branch(&upper, Perm::RW), dir_branch(&middle, Perm::RO), dir_branch(&lower, Perm::RO)];
-        Union::open(UnionConfig { branches, layout, ..UnionConfig::default() }).unwrap()
+        let second = if variant.two_writable { Perm::RW } else { Perm::RO };
+        let branches = vec![dir_branch(&upper, Perm::RW), dir_branch(&middle, second), dir_branch(&lower, Perm::RO)];
+        Union::open(UnionConfig { branches, layout: variant.layout, create: variant.create, ..UnionConfig::default() }).unwrap()
     };
-    let below = (dump_plainly(&middle), dump_plainly(&lower));
+    let below = || (if variant.two_writable { Dump::new() } else { dump_plainly(&middle) }, dump_plainly(&lower));
+    let below_before = below();
     let mut union = open();
     let without_times = |mut d: Dump| {
         d.values_mut().for_each(|s| s.mtime = None::<TimeSpec>);
         d
     };
-    assert_eq!(without_times(dump(&union)), dump_plainly(&model), "seed {seed}, {layout}: at the start");
+    assert_eq!(without_times(dump(&union)), dump_plainly(&model), "seed {seed}, {variant:?}: at the start");
     let mut done: Vec<String> = Vec::new();
     for n in 0..60 {
         let op = random::op(&mut rng);
         let (ours, theirs) = (act(&union, &op), act_plainly(&model, &op));
         done.push(format!("{op:?} {ours:?}"));
-        assert_eq!(ours, theirs, "seed {seed}, {layout}, change {n}: {op:?}\n{done:#?}");
-        assert_eq!(without_times(dump(&union)), dump_plainly(&model), "seed {seed}, {layout}, after change {n}: {done:#?}");
+        assert_eq!(ours, theirs, "seed {seed}, {variant:?}, change {n}: {op:?}\n{done:#?}");
+        assert_eq!(without_times(dump(&union)), dump_plainly(&model), "seed {seed}, {variant:?}, after change {n}: {done:#?}");
         if rng.random_range(0..10) == 0 {
             let numbers = |u: &Union| -> Vec<u64> { dump(u).keys().map(|path| super::walk(u, path).unwrap()).collect() };
             let before = numbers(&union);
             union.close();
             union = open();
-            assert_eq!(numbers(&union), before, "seed {seed}, {layout}, change {n}: inode numbers changed by a remount");
-            assert_eq!(without_times(dump(&union)), dump_plainly(&model), "seed {seed}, {layout}, change {n}: after a remount");
+            assert_eq!(numbers(&union), before, "seed {seed}, {variant:?}, change {n}: inode numbers changed by a remount");
+            assert_eq!(without_times(dump(&union)), dump_plainly(&model), "seed {seed}, {variant:?}, change {n}: after a remount");
         }
     }
-    assert_eq!((dump_plainly(&middle), dump_plainly(&lower)), below, "a read-only branch was changed");
+    assert_eq!(below(), below_before, "a read-only branch was changed");
 }
 
 #[test]
 fn a_union_behaves_as_a_plain_directory() {
     rustix::process::umask(Mode::empty());
     for seed in 0..80 {
-        run(seed, Layout::Aufs, false);
+        run(seed, Variant::default());
     }
 }
 
@@ -172,6 +187,16 @@ fn a_union_behaves_as_a_plain_directory() {
 fn in_overlays_layout_too() {
     rustix::process::umask(Mode::empty());
     for seed in 1000..1040 {
-        run(seed, Layout::Overlay, false);
+        run(seed, Variant { layout: Layout::Overlay, ..Variant::default() });
+    }
+}
+
+#[test]
+fn with_two_writable_branches_too() {
+    rustix::process::umask(Mode::empty());
+    for seed in 2000..2060 {
+        let create =
+            [CreatePolicy::TopDownParent, CreatePolicy::RoundRobin, CreatePolicy::MostFree(FREE_SPACE_GOOD_FOR)][seed as usize % 3];
+        run(seed, Variant { two_writable: true, create, ..Variant::default() });
     }
 }
