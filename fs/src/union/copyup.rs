@@ -172,6 +172,7 @@ impl Union {
             let kept = plink_name(node.ino, lower);
             branch.link(At::Name(&own.work, &copy.name), plinks, &kept)?;
             own.any_plinks.store(true, Ordering::Release);
+            lock(&self.links).entry(node.ino).or_insert(lower.nlink);
         }
         let mut file = node.file_mut()?;
         keeping_times(target, &place, || branch.rename(&own.work, &copy.name, &place, name, 0))?;

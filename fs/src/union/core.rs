@@ -9,6 +9,7 @@ use super::slot::Slot;
 use super::{BRANCHES_MAX, BranchInfo, BranchSource, Entry, ROOT_INO, Res, Udba, UnionConfig, UnionError};
 use crate::fop::{Attr, Errno, FileKind, Gfid};
 use crate::store::Lru;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Open files of branches that are kept for the next read or write.
@@ -44,6 +45,8 @@ pub struct Union {
     pub(super) numbers: Numbers,
     pub(super) policies: Policies,
     pub(super) files: Mutex<Lru<u64, OpenFile>>,
+    /// How many names hard-linked files of lower branches have left, by number, once some of them were hidden or copied up.
+    pub(super) links: Mutex<HashMap<u64, u32>>,
     /// Held by renames of directories and between directories, so that who is whose ancestor stays as it is.
     pub(super) moving: Mutex<()>,
     /// Held by changes of the set of branches.
@@ -95,6 +98,7 @@ impl Union {
             numbers: Numbers::default(),
             policies,
             files: Mutex::new(Lru::new(OPEN_FILES_MAX)),
+            links: Mutex::default(),
             moving: Mutex::new(()),
             changing: Mutex::new(()),
         };
@@ -228,7 +232,7 @@ impl Union {
                 node.file_mut()?.spot = f.spot.clone();
             }
             node.add_name(parent, name);
-            return Ok((node, attr(number, &f.stat, 1)));
+            return Ok((node, self.file_attr(number, &f.stat)));
         }
         Err(Errno::ESTALE)
     }
@@ -339,13 +343,41 @@ impl Union {
             if stat.id != id {
                 return Err(Errno::ESTALE);
             }
-            let mut attr = attr(node.ino, &stat, 1);
+            let mut attr = self.file_attr(node.ino, &stat);
             // Only hidden: its branch still counts the name.
-            if !slot.writable() && node.is_nameless() {
+            if !slot.writable() && node.is_nameless() && stat.nlink == 1 {
                 attr.nlink = attr.nlink.saturating_sub(1);
             }
             Ok(attr)
         })
+    }
+}
+
+impl Union {
+    /// What the front end sees of anything but a directory.
+    pub(super) fn file_attr(&self, ino: u64, stat: &Stat) -> Attr {
+        let mut attr = attr(ino, stat, 1);
+        if let Some(links) = lock(&self.links).get(&ino) {
+            attr.nlink = *links;
+        }
+        attr
+    }
+
+    /// A name of a file is gone; `here`: from the branch itself, which then counts it no more.
+    pub(super) fn lost_name(&self, number: u64, stat: &Stat, here: bool) {
+        let mut links = lock(&self.links);
+        if let Some(links) = links.get_mut(&number) {
+            *links = links.saturating_sub(1);
+        } else if !here && stat.nlink > 1 {
+            links.insert(number, stat.nlink - 1);
+        }
+    }
+
+    /// A file has one name more.
+    pub(super) fn gained_name(&self, number: u64) {
+        if let Some(links) = lock(&self.links).get_mut(&number) {
+            *links += 1;
+        }
     }
 }
 

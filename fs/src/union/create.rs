@@ -1,7 +1,7 @@
 //! New objects: mknod, mkdir, symlink, link.
 
 use super::branch::{At, Handle, New, Open, Stat};
-use super::core::{ATTEMPTS_MAX, Union, attr};
+use super::core::{ATTEMPTS_MAX, Union};
 use super::node::{DirState, Node, Spot};
 use super::search::{Found, FoundFile, Whiteout, makeable};
 use super::slot::Slot;
@@ -262,11 +262,12 @@ impl Union {
                 leftovers(self.drop_whiteout(&slot, &site.dir, name));
             }
             let stat = branch.stat(file.spot.at())?;
+            self.gained_name(node.ino);
             drop(file);
             node.add_name(&parent, name);
             dir.changed();
             self.table.refer(&node);
-            Ok(Entry { ino: node.ino, generation: 0, attr: attr(node.ino, &stat, 1) })
+            Ok(Entry { ino: node.ino, generation: 0, attr: self.file_attr(node.ino, &stat) })
         })
     }
 }

@@ -29,6 +29,7 @@ impl Union {
                 Some(node) => self.unnaming(node, &mut *node.file_mut()?, &parent, name, &f, removed),
                 None => removed(),
             }?;
+            self.lost_name(node.as_ref().map_or(f.number, |n| n.ino), &f.stat, Arc::ptr_eq(&f.name_slot, slot));
             dir.changed();
             Ok(())
         })

@@ -236,6 +236,9 @@ impl Union {
             (Some((f, node)), Some(mut file)) => self.unnaming(node, &mut file, new.parent, new.name, f, moved)?,
             _ => moved()?,
         }
+        if let Some((f, node)) = victim {
+            self.lost_name(node.ino, &f.stat, Arc::ptr_eq(&f.name_slot, slot));
+        }
         if swap && !hide {
             leftovers(branch.unlink(&from, old.name));
         }
