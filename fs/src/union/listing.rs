@@ -5,7 +5,7 @@ use super::branch::{At, Listed};
 use super::core::Union;
 use super::names::{WHITEOUT_PREFIX, is_private};
 use super::node::{Layer, Node, lock};
-use super::{DirEntry, ROOT_INO, Res};
+use super::{DirEntry, Entry, ROOT_INO, Res};
 use crate::fop::FileKind;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ struct ListedName {
     cookie: u64,
     ino: u64,
     kind: FileKind,
+    /// The branch where it was found; none above it hides it.
+    rank: usize,
     name: Box<[u8]>,
 }
 
@@ -62,7 +64,7 @@ impl Union {
         let start = listing.entries.partition_point(|e| e.cookie <= position);
         for e in &listing.entries[start..] {
             // Gone since: an entry without attributes.
-            let entry = if plus { self.lookup(node.ino, &e.name).ok() } else { None };
+            let entry = if plus { self.enter(&node, &listing, e).ok() } else { None };
             let (ino, kind) = entry.as_ref().map_or((e.ino, e.kind), |e| (e.ino, e.attr.kind));
             let referred = entry.is_some();
             if plus && !referred {
@@ -79,6 +81,21 @@ impl Union {
             *lock(&node.dir()?.listing) = None;
         }
         Ok(())
+    }
+
+    /// Looks up what a listing shows; counts one reference. As long as the directory is as it was listed, only the branches from the one
+    /// that has it down are asked.
+    fn enter(&self, node: &Arc<Node>, listing: &Listing, e: &ListedName) -> Res<Entry> {
+        let dir = node.dir()?;
+        if dir.dead || dir.version != listing.version || dir.epoch != listing.epoch {
+            drop(dir);
+            return self.lookup(node.ino, &e.name);
+        }
+        let start = dir.layers.partition_point(|l| l.slot.rank() < e.rank);
+        let found = self.search(&dir.layers[start..], dir.limit, &e.name)?;
+        let (child, attr) = self.node_of(node, &e.name, found, dir.epoch)?;
+        self.table.refer(&child);
+        Ok(Entry { ino: child.ino, generation: 0, attr })
     }
 
     /// The kept listing, or a new one; `anew`: it must not be older than the directory's last change.
@@ -144,6 +161,7 @@ impl Union {
                 cookie: cookie(e.name),
                 ino: self.numbers.plain(layer.slot.dev, e.ino, id),
                 kind: e.kind,
+                rank: layer.slot.rank(),
                 name: e.name.into(),
             });
         })?;

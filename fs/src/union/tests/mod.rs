@@ -8,7 +8,7 @@ mod random;
 mod together;
 
 use super::branch::{Branch, SimBranch};
-use super::{BranchConfig, BranchSource, Caller, Perm, ROOT_INO, Res, Union, UnionConfig};
+use super::{BranchConfig, BranchSource, Caller, Entry, Perm, ROOT_INO, Res, Union, UnionConfig};
 use crate::fop::{Errno, FileKind, SetAttr, TimeSpec};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -161,12 +161,23 @@ fn dump_dir(union: &Union, dir: u64, at: &str, out: &mut Dump, firsts: &mut BTre
         })
         .unwrap_or_else(|e| panic!("list {at:?}: {e}"));
     names.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut attributes = BTreeMap::new();
+    let with_attributes = union.readdir(dir, 0, true, &mut |e| {
+        if let Some(entry) = e.entry {
+            union.forget(entry.ino, 1);
+            attributes.insert(String::from_utf8_lossy(e.name).into_owned(), unread(entry));
+        }
+        false
+    });
+    with_attributes.unwrap_or_else(|e| panic!("list {at:?} with attributes: {e}"));
+    assert_eq!(attributes.len(), names.len(), "{at:?}: listings with and without attributes differ");
     let doubles: Vec<_> = names.windows(2).filter(|w| w[0].0 == w[1].0).collect();
     assert!(doubles.is_empty(), "listed twice in {at:?}: {doubles:?}");
     for (name, listed, kind) in names {
         let path = format!("{at}/{name}");
         let entry = union.lookup(dir, name.as_bytes()).unwrap_or_else(|e| panic!("{path} is listed, but: {e}"));
         assert_eq!((entry.ino, entry.attr.kind), (listed, kind), "{path}: the listing and the lookup differ");
+        assert_eq!(attributes.get(&name), Some(&unread(entry.clone())), "{path}: the listing with attributes and the lookup differ");
         assert_eq!(union.getattr(entry.ino).unwrap_or_else(|e| panic!("stat {path}: {e}")).mode, entry.attr.mode);
         let first = firsts.entry(entry.ino).or_insert_with(|| path.clone()).clone();
         out.insert(path.clone(), see(union, entry.ino, first));
@@ -175,6 +186,12 @@ fn dump_dir(union: &Union, dir: u64, at: &str, out: &mut Dump, firsts: &mut BTre
         }
         union.forget(entry.ino, 1);
     }
+}
+
+/// Reading by another name moves the time of the last access.
+fn unread(mut entry: Entry) -> Entry {
+    entry.attr.atime = TimeSpec::default();
+    entry
 }
 
 fn see(union: &Union, ino: u64, first: String) -> Seen {
