@@ -86,6 +86,8 @@ impl Errno {
     pub const ENOTDIR: Self = Self(20);
     pub const EISDIR: Self = Self(21);
     pub const EINVAL: Self = Self(22);
+    pub const ENFILE: Self = Self(23);
+    pub const EMFILE: Self = Self(24);
     pub const EFBIG: Self = Self(27);
     pub const ENOSPC: Self = Self(28);
     pub const EROFS: Self = Self(30);

@@ -2,6 +2,7 @@
 
 mod kv;
 mod proc;
+mod union;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -17,11 +18,14 @@ struct Cli {
 enum Command {
     /// The coordination store beside etcd: three members of each, on this machine
     Kv(kv::Options),
+    /// Union mounts beside the kernel's overlayfs and the FUSE unions
+    Union(union::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Kv(options) => kv::run(&options),
+        Command::Union(options) => union::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ mod print;
 mod server;
 mod snapshot;
 mod tls_flags;
+mod union;
 mod volume;
 
 use crate::management::{ANSWER_TIMEOUT, Ask, AskError, BRICK_PORT, ask, with_port};
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 
 pub use etcd::run as run_as_etcd;
 pub use mount::helper as mount_helper;
+pub use union::{helper as union_helper, is_helper as is_union_helper};
 
 /// A coordination store, a distributed file system and union mounts on one io_uring engine.
 #[derive(Debug, Parser)]
@@ -66,6 +68,8 @@ enum Command {
     Snapshot(snapshot::Snapshot),
     /// Mount a volume: HOST:VOLUME DIRECTORY
     Mount(mount::MountArgs),
+    /// Mount a union of directories and volumes, AUFS style: -o br=TOP:BELOW DIRECTORY
+    Union(union::UnionArgs),
 }
 
 /// What a command works with.
@@ -101,10 +105,25 @@ fn one_line(rendered: &str) -> String {
     line.strip_prefix("error: ").unwrap_or(&line).replacen("; Usage:", "; usage:", 1)
 }
 
+/// Standard error, for as long as somebody reads it: a mount's process outlives the one that started it, and a log line
+/// that nobody can read must not end it.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = std::io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Starts the log, on standard error. BRICKRAFT_LOG overrides `level`.
 fn log(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BRICKRAFT_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Stderr).with_ansi(false).init();
 }
 
 /// Runs the command line; the process's exit code.
@@ -134,6 +153,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Member(command) => member::run(&command),
         Command::Snapshot(command) => snapshot::run(&command),
         Command::Mount(args) => mount::run(&args, print),
+        Command::Union(args) => union::run(&args, print),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

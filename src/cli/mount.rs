@@ -33,7 +33,7 @@ pub(crate) struct MountArgs {
 }
 
 /// What the line that the background process prints begins with.
-const READY: &str = "mounted";
+pub(super) const READY: &str = "mounted";
 
 /// The options that mean something here.
 #[derive(Debug, Default)]
@@ -45,14 +45,14 @@ struct Parsed {
     log_file: Option<String>,
 }
 
-fn seconds(name: &str, value: &str) -> Result<Duration> {
+pub(super) fn seconds(name: &str, value: &str) -> Result<Duration> {
     let s: f64 = value.parse().map_err(|_| anyhow!("option {name}={value}: not a number of seconds"))?;
     ensure!((0.0..=86_400.0).contains(&s), "option {name}={value}: must be from 0 to 86400 seconds");
     Ok(Duration::from_secs_f64(s))
 }
 
 /// GlusterFS's levels as ours.
-fn log_level(value: &str) -> Result<&'static str> {
+pub(super) fn log_level(value: &str) -> Result<&'static str> {
     Ok(match value.to_ascii_uppercase().as_str() {
         "TRACE" => "trace",
         "DEBUG" => "debug",
@@ -103,7 +103,7 @@ fn source(text: &str) -> Result<(Vec<String>, String)> {
 }
 
 /// True when something is mounted exactly on `dir`.
-fn is_mount_point(dir: &Path) -> Result<bool> {
+pub(super) fn is_mount_point(dir: &Path) -> Result<bool> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
     let unescape = |s: &str| s.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\");
     Ok(mounts.lines().filter_map(|l| l.split(' ').nth(1)).any(|p| Path::new(&unescape(p)) == dir))
@@ -152,10 +152,15 @@ fn background(args: &MountArgs, dir: &Path) -> Result<()> {
     if !args.options.is_empty() {
         command.arg("-o").arg(args.options.join(","));
     }
-    if let Some(level) = &parsed.log_level {
+    in_background(command, parsed.log_level.as_deref(), parsed.log_file.as_deref())
+}
+
+/// Starts a process that serves a mount, and waits until it says that it is [`READY`]; else its last words are the error.
+pub(super) fn in_background(mut command: Command, log_level: Option<&str>, log_file: Option<&str>) -> Result<()> {
+    if let Some(level) = log_level {
         command.env("BRICKRAFT_LOG", level);
     }
-    let log: Stdio = match &parsed.log_file {
+    let log: Stdio = match log_file {
         Some(path) => {
             std::fs::OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("open log file {path}"))?.into()
         }

@@ -29,10 +29,25 @@ const PACKAGES: &[(&str, &str)] = &[
     ("protoc", "protobuf-compiler"),
     ("tar", "tar"),
     ("curl", "curl"),
+    ("lxc-start", "lxc"),
+    ("debootstrap", "debootstrap"),
+    ("setpriv", "util-linux"),
+    ("getfacl", "acl"),
 ];
 
-/// The file system exerciser that the mount is tested with.
-const FSX_VERSION: &str = "0.3.2";
+/// What the containers of the union's tests are made of: unpacked, not installed.
+const CONTAINER_PACKAGES: &[&str] = &[
+    "busybox-static",
+    "libc6",
+    "zlib1g",
+    "libexpat1",
+    "libpython3.11-minimal",
+    "python3.11-minimal",
+    "python3-minimal",
+];
+
+/// The file system exercisers that the mounts are tested with.
+const TOOLS: &[(&str, &str)] = &[("fsx", "0.3.2"), ("pjdfstest", "0.2.2")];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -64,6 +79,10 @@ fn setup() -> Result<()> {
     if !Path::new("/usr/include/google/protobuf/descriptor.proto").exists() {
         missing.push("libprotobuf-dev");
     }
+    // pjdfstest links with it.
+    if !Path::new("/usr/include/sys/acl.h").exists() {
+        missing.push("libacl1-dev");
+    }
     // No program tells whether Debian's part of Python that makes environments is there.
     let venv = Command::new("python3").args(["-c", "import venv, ensurepip"]).stderr(std::process::Stdio::null()).status();
     if !venv.is_ok_and(|s| s.success()) {
@@ -86,7 +105,8 @@ fn setup() -> Result<()> {
         root,
         "the tests mount file systems and make network namespaces, so they need root; run: sudo -E env PATH=\"$PATH\" cargo xtask test"
     );
-    install_fsx()?;
+    install_tools()?;
+    container_packages()?;
     suites::setup()?;
     if !Path::new("/dev/fuse").exists() {
         let made = Command::new("mknod").args(["/dev/fuse", "c", "10", "229"]).status().context("make /dev/fuse")?;
@@ -95,15 +115,30 @@ fn setup() -> Result<()> {
     Ok(())
 }
 
-/// Installs fsx from its crate, into the project's own target directory.
-fn install_fsx() -> Result<()> {
-    if Path::new("target/tools/bin/fsx").exists() {
+/// Installs tools from their crates, into the project's own target directory.
+fn install_tools() -> Result<()> {
+    for (name, version) in TOOLS {
+        if Path::new("target/tools/bin").join(name).exists() {
+            continue;
+        }
+        let args = ["install", "--quiet", "--locked", "--version", version, "--root", "target/tools", name];
+        let installed = Command::new(cargo()).args(args).status().with_context(|| format!("install {name}"))?;
+        ensure!(installed.success(), "`cargo install {name}` failed ({installed})");
+    }
+    Ok(())
+}
+
+/// Fetches Debian's packages for the containers.
+fn container_packages() -> Result<()> {
+    let dir = Path::new("target/union/debs");
+    let names: Vec<String> = std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    if CONTAINER_PACKAGES.iter().all(|p| names.iter().any(|n| n.starts_with(&format!("{p}_")))) {
         return Ok(());
     }
-    let args = ["install", "--quiet", "--locked", "--version", FSX_VERSION, "--root", "target/tools", "fsx"];
-    let installed = Command::new(cargo()).args(args).status().context("install fsx")?;
-    ensure!(installed.success(), "`cargo install fsx` failed ({installed})");
-    Ok(())
+    std::fs::create_dir_all(dir)?;
+    let line = format!("apt-get update -qq && apt-get download -qq {}", CONTAINER_PACKAGES.join(" "));
+    eprintln!("xtask: {line}");
+    run(Command::new("sh").args(["-c", &line]).current_dir(dir).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()))
 }
 
 fn cargo() -> std::ffi::OsString {

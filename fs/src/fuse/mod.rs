@@ -8,6 +8,7 @@ mod dirs;
 mod fences;
 mod handler;
 mod nodes;
+mod union;
 
 use crate::volume::Volume;
 use fuser::{Config, MountOption, SessionACL};
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 pub use fences::FENCE_IOCTL;
 pub use handler::VolumeFs;
+pub use union::{Caching, Invalidator, MountFlags, UnionMount, UnionMountOptions, detach, set_flags};
 
 /// How a volume is mounted.
 #[derive(Clone, Debug)]

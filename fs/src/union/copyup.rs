@@ -6,7 +6,7 @@
 use super::Res;
 use super::branch::{At, Handle, New, Open, Stat};
 use super::core::{ATTEMPTS_MAX, Union, plain_layer};
-use super::names::is_private_xattr;
+use super::names::{XATTR_DEVICE, is_private_xattr};
 use super::node::{DirState, Marks, Name, Node, Spot, lock};
 use super::policy::Candidate;
 use super::search::{Found, plink_name};
@@ -210,6 +210,9 @@ impl Union {
         let copied = (|| {
             let at = At::Name(&own.work, &name);
             copy_xattrs(source, from, target, at)?;
+            if stat.kind == FileKind::CharDevice && stat.rdev == 0 {
+                branch.set_xattr(at, XATTR_DEVICE, b"y", 0)?;
+            }
             if let Some(number) = number {
                 self.numbers.carry(&**branch, at, &made, number)?;
             }

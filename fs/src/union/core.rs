@@ -178,6 +178,13 @@ impl Union {
         self.table.live().iter().map(|n| n.ino).collect()
     }
 
+    /// The names by which the front end may remember what it holds references to: the parent's number, and the name.
+    #[must_use]
+    pub fn live_names(&self) -> Vec<(u64, Box<[u8]>)> {
+        let named = |node: Arc<Node>| node.names().into_iter().map(|(parent, name)| (parent.ino, name[..].into())).collect::<Vec<_>>();
+        self.table.live().into_iter().flat_map(named).collect()
+    }
+
     /// Finds a name; counts one reference.
     ///
     /// # Errors

@@ -6,7 +6,8 @@ use super::node::{DirState, Node, Spot};
 use super::search::{Found, FoundFile, Whiteout, makeable};
 use super::slot::Slot;
 use super::whiteout::leftovers;
-use super::{Caller, Entry, Res};
+use super::names::XATTR_DEVICE;
+use super::{Caller, Entry, Layout, Res};
 use crate::fop::{Attr, Errno, FileKind, RENAME_EXCHANGE, RENAME_NOREPLACE};
 use std::sync::Arc;
 
@@ -38,8 +39,8 @@ impl Union {
         if kind == FileKind::Dir || kind == FileKind::Symlink {
             return Err(Errno::EINVAL);
         }
-        if kind == FileKind::CharDevice && rdev == 0 {
-            // It would be taken for a whiteout.
+        if kind == FileKind::CharDevice && rdev == 0 && self.config.layout == Layout::Overlay {
+            // overlayfs would take it for a whiteout.
             return Err(Errno::EPERM);
         }
         self.make(parent, name, New { kind, mode, rdev, target: b"", uid: caller.uid, gid: caller.gid }, caller.umask)
@@ -173,7 +174,8 @@ impl Union {
         let opaque = is_dir && site.over_dir;
         let in_place = site.whiteout == Some(true);
         // What the file system makes with one call needs no detour. It makes objects as root.
-        let plain = new.uid == 0 && new.gid == 0 && new.mode & 0o7000 == 0 && !inherited.has_acl;
+        let zero = new.kind == FileKind::CharDevice && new.rdev == 0;
+        let plain = !zero && new.uid == 0 && new.gid == 0 && new.mode & 0o7000 == 0 && !inherited.has_acl;
         let stat = if plain && !opaque && !in_place {
             slot.branch.make(&site.dir, name, new)?
         } else {
@@ -212,6 +214,9 @@ impl Union {
             if let Some(acl) = acl {
                 slot.branch.set_xattr(at, name, acl, 0)?;
             }
+        }
+        if inherited.new.kind == FileKind::CharDevice && inherited.new.rdev == 0 {
+            slot.branch.set_xattr(at, XATTR_DEVICE, b"y", 0)?;
         }
         if opaque {
             self.make_opaque(slot, &slot.branch.open(at, Open::Path)?)?;

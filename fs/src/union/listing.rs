@@ -6,7 +6,7 @@ use super::core::Union;
 use super::names::{WHITEOUT_PREFIX, is_private};
 use super::node::{Layer, Node, lock};
 use super::{DirEntry, Entry, ROOT_INO, Res};
-use crate::fop::FileKind;
+use crate::fop::{Errno, FileKind};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -62,9 +62,15 @@ impl Union {
         let position = position.max(AFTER_DOT_DOT);
         let listing = self.listing(&node, position == AFTER_DOT_DOT)?;
         let start = listing.entries.partition_point(|e| e.cookie <= position);
+        let mut fed = false;
         for e in &listing.entries[start..] {
-            // Gone since: an entry without attributes.
-            let entry = if plus { self.enter(&node, &listing, e).ok() } else { None };
+            let entry = match plus.then(|| self.enter(&node, &listing, e)) {
+                Some(Ok(entry)) => Some(entry),
+                // Nothing may be missing from a listing for want of descriptors: the next call goes on here.
+                Some(Err(e @ (Errno::EMFILE | Errno::ENFILE))) => return if fed { Ok(()) } else { Err(e) },
+                // Gone since, or not to be looked at.
+                Some(Err(_)) | None => None,
+            };
             let (ino, kind) = entry.as_ref().map_or((e.ino, e.kind), |e| (e.ino, e.attr.kind));
             let referred = entry.is_some();
             if plus && !referred {
@@ -76,6 +82,7 @@ impl Union {
                 }
                 return Ok(());
             }
+            fed = true;
         }
         if listing.entries.len() > KEPT_ENTRIES_MAX {
             *lock(&node.dir()?.listing) = None;

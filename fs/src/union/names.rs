@@ -18,6 +18,8 @@ pub const XATTR_NUMBER: &[u8] = b"trusted.brickraft.ino";
 pub const XATTR_IMPURE: &[u8] = b"trusted.brickraft.impure";
 /// On a renamed directory: the path, in the union of the branches below, that it merges with; AUFS's layout.
 pub const XATTR_REDIRECT: &[u8] = b"trusted.brickraft.redirect";
+/// On a character device 0/0: it is a device that somebody made, and no whiteout of overlayfs's. AUFS's layout only.
+pub const XATTR_DEVICE: &[u8] = b"trusted.brickraft.device";
 /// On a directory: hides the lower ones. Written in overlayfs's layout, and before a rename replaces a directory that only whiteouts fill.
 pub const XATTR_OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
 /// As [`XATTR_REDIRECT`]; overlayfs's layout.

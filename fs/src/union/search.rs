@@ -4,7 +4,7 @@
 use super::Res;
 use super::branch::{At, Handle, Open, Stat};
 use super::core::Union;
-use super::names::{OPAQUE, XATTR_IMPURE, XATTR_NUMBER, XATTR_REDIRECT, is_private, overlay_word, whiteout};
+use super::names::{OPAQUE, XATTR_DEVICE, XATTR_IMPURE, XATTR_NUMBER, XATTR_REDIRECT, is_private, overlay_word, whiteout};
 use super::node::{Layer, Marks, Spot};
 use super::numbers;
 use super::slot::Slot;
@@ -169,7 +169,7 @@ impl Union {
 
     pub(super) fn is_overlay_whiteout(&self, layer: &Layer, at: At<'_>, stat: &Stat) -> Res<bool> {
         if stat.kind == FileKind::CharDevice {
-            return Ok(stat.rdev == 0);
+            return Ok(stat.rdev == 0 && matches!(layer.slot.branch.get_xattr(at, XATTR_DEVICE), Err(Errno::ENODATA | Errno::EOPNOTSUPP)));
         }
         if !layer.marks.attribute_whiteouts || stat.kind != FileKind::File || stat.size > 0 {
             return Ok(false);

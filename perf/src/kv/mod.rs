@@ -5,7 +5,7 @@ mod etcd;
 mod grpc;
 mod leader_kill;
 mod load;
-mod report;
+pub(crate) mod report;
 mod rest;
 mod watchers;
 mod work;
@@ -72,7 +72,7 @@ pub(crate) struct Options {
     discard: bool,
 }
 
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the repository")
 }
 
@@ -199,7 +199,7 @@ async fn once(work: &Work, system: System, programs: &Programs, seconds: f64) ->
 }
 
 /// The release binary, as the repository is now.
-fn build(target: &Path) -> Result<PathBuf> {
+pub(crate) fn build(target: &Path) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["build", "--release", "--package", "brickraft", "--target-dir"])
@@ -213,12 +213,12 @@ fn build(target: &Path) -> Result<PathBuf> {
     Ok(target.join("release/brickraft"))
 }
 
-fn load_average() -> String {
+pub(crate) fn load_average() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().unwrap_or("?").into()
 }
 
-fn output(program: &str, args: &[&str]) -> String {
+pub(crate) fn output(program: &str, args: &[&str]) -> String {
     let out = Command::new(program).args(args).current_dir(root()).output();
     out.ok().map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).filter(|s| !s.is_empty()).unwrap_or_else(|| "unknown".into())
 }

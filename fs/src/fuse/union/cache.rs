@@ -1,0 +1,119 @@
+//! What the kernel remembers of a union, and how it is made to forget.
+
+use super::{FOR_EVER, attach};
+use crate::union::Udba;
+use fuser::{INodeNo, InitFlags, Notifier};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How late a change made directly in a branch may show with `udba=reval`.
+const REVAL: Duration = Duration::from_secs(1);
+/// The same on kernels that cannot let a name expire, whatever `udba` says.
+const OLD_KERNEL: Duration = Duration::from_secs(10);
+/// The notification about a name, and its flag "look again" (Linux 6.2). Without the flag the kernel would drop the name for good, and whatever
+/// is mounted below it.
+const INVAL_ENTRY: i32 = 3;
+const EXPIRE_ONLY: u32 = 1;
+
+/// How long the kernel may go without asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caching {
+    /// For names, those that do not exist among them.
+    pub names: Duration,
+    /// For attributes.
+    pub attributes: Duration,
+    /// Somebody else may change what is below: compare times before cached data is used.
+    pub watch_times: bool,
+}
+
+impl From<Udba> for Caching {
+    fn from(udba: Udba) -> Self {
+        match udba {
+            Udba::None => Self { names: FOR_EVER, attributes: FOR_EVER, watch_times: false },
+            Udba::Reval | Udba::Notify => Self { names: REVAL, attributes: REVAL, watch_times: true },
+        }
+    }
+}
+
+impl Default for Caching {
+    fn default() -> Self {
+        Self::from(Udba::default())
+    }
+}
+
+/// What this kernel can do.
+#[derive(Debug, Default)]
+pub(super) struct Kernel {
+    expires: AtomicBool,
+}
+
+impl Kernel {
+    pub(super) fn found(&self, capabilities: InitFlags) {
+        self.expires.store(capabilities.contains(InitFlags::FUSE_HAS_EXPIRE_ONLY), Ordering::Relaxed);
+    }
+
+    /// How long names may live in the kernel.
+    pub(super) fn names(&self, wanted: Duration) -> Duration {
+        if self.expires.load(Ordering::Relaxed) { wanted } else { wanted.min(OLD_KERNEL) }
+    }
+}
+
+/// Makes the kernel forget, or look again.
+#[derive(Debug)]
+pub struct Invalidator {
+    notifier: Notifier,
+    device: OwnedFd,
+    kernel: Arc<Kernel>,
+    dir: PathBuf,
+}
+
+impl Invalidator {
+    pub(super) fn new(notifier: Notifier, device: OwnedFd, kernel: Arc<Kernel>, dir: PathBuf) -> Self {
+        Self { notifier, device, kernel, dir }
+    }
+
+    /// Drops all names that nobody uses, with those that do not exist among them, and lets the others expire; drops attributes and data of all
+    /// `inodes`. Not from a thread that serves the kernel: the kernel may hold the directory that its request is about.
+    pub fn everything(&self, inodes: &[u64], names: &[(u64, Box<[u8]>)]) {
+        self.unused();
+        if self.kernel.expires.load(Ordering::Relaxed) {
+            for (parent, name) in names {
+                // ENOENT: the kernel has let go of it meanwhile.
+                let _ = self.expire(*parent, name);
+            }
+        }
+        for ino in inodes {
+            let _ = self.notifier.inval_inode(INodeNo(*ino), 0, 0);
+        }
+    }
+
+    /// Drops all names that nobody uses: the kernel does that at a remount, which changes nothing else.
+    pub fn unused(&self) {
+        if let Err(e) = attach::remount_as_it_is(&self.dir) {
+            tracing::warn!(%e, "the kernel keeps the names that it knows");
+        }
+    }
+
+    /// fuser does not know the flag: a header of length, number and 0, then parent, length of the name, flags, name and NUL.
+    fn expire(&self, parent: u64, name: &[u8]) -> io::Result<()> {
+        let len = u32::try_from(33 + name.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut message = Vec::with_capacity(33 + name.len());
+        #[allow(clippy::host_endian_bytes, reason = "the kernel's own memory")]
+        {
+            message.extend_from_slice(&len.to_ne_bytes());
+            message.extend_from_slice(&INVAL_ENTRY.to_ne_bytes());
+            message.extend_from_slice(&0_u64.to_ne_bytes());
+            message.extend_from_slice(&parent.to_ne_bytes());
+            message.extend_from_slice(&(len - 33).to_ne_bytes());
+            message.extend_from_slice(&EXPIRE_ONLY.to_ne_bytes());
+        }
+        message.extend_from_slice(name);
+        message.push(0);
+        rustix::io::write(&self.device, &message)?;
+        Ok(())
+    }
+}

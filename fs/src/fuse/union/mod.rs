@@ -1,0 +1,136 @@
+//! A [`Union`] as a FUSE mount.
+//!
+//! **There are no open files here**: OPEN, OPENDIR and FLUSH are answered with `ENOSYS`, after which the kernel never
+//! sends them again, nor any RELEASE, and keeps page and directory caches between one open and the next. What is left
+//! of an open is the LOOKUP of its name, and that is cached too. See ARCHITECTURE.md, "Union: the edge".
+
+mod attach;
+mod cache;
+mod handler;
+mod relief;
+
+use crate::union::{BranchChange, Union, UnionError};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use attach::MountFlags;
+pub use cache::{Caching, Invalidator};
+
+/// How a union is mounted.
+#[derive(Clone, Debug)]
+pub struct UnionMountOptions {
+    /// What /proc/mounts shows as the source.
+    pub source: String,
+    /// Flags of the mount.
+    pub flags: MountFlags,
+    /// How long the kernel may go without asking.
+    pub caching: Caching,
+    /// Threads that serve the kernel; each blocks while its request is under way.
+    pub threads: usize,
+    /// New files by MKNOD alone. `O_CREAT` without `O_EXCL` then fails with `EEXIST` when somebody else made the file
+    /// since its absence was cached, so not for branches that others write to.
+    pub create_by_mknod: bool,
+    /// The kernel gathers writes. Not where somebody else writes to the branches.
+    pub writeback: bool,
+}
+
+impl Default for UnionMountOptions {
+    fn default() -> Self {
+        Self {
+            source: "none".into(),
+            flags: MountFlags::default(),
+            caching: Caching::default(),
+            threads: 8,
+            create_by_mknod: true,
+            writeback: false,
+        }
+    }
+}
+
+/// A live mount of a union.
+#[derive(Debug)]
+pub struct UnionMount {
+    session: fuser::BackgroundSession,
+    invalidator: Arc<Invalidator>,
+    union: Arc<Union>,
+}
+
+impl UnionMount {
+    /// The type in /proc/mounts: mount(8) finds `/sbin/mount.fuse.aufs` by it when the mount is changed.
+    pub const TYPE: &'static str = "fuse.aufs";
+
+    /// Mounts `union` on `dir`. It is usable when this returns.
+    ///
+    /// # Errors
+    /// What opening /dev/fuse or mount(2) says.
+    pub fn new(union: Arc<Union>, dir: &Path, options: &UnionMountOptions) -> io::Result<Self> {
+        let device = attach::attach(dir, Self::TYPE, options)?;
+        let raw = device.try_clone()?;
+        let mut config = fuser::Config::default();
+        config.acl = fuser::SessionACL::All;
+        config.n_threads = Some(options.threads.max(1));
+        config.clone_fd = true;
+        let kernel = Arc::new(cache::Kernel::default());
+        let relief = Arc::new(relief::Relief::default());
+        let fs = handler::UnionFs::new(union.clone(), options.clone(), kernel.clone(), relief.clone());
+        let session = fuser::Session::from_fd(fs, device, fuser::SessionACL::All, config).and_then(fuser::Session::spawn);
+        let session = session.inspect_err(|_| {
+            let _ = attach::detach(dir);
+        })?;
+        attach::read_ahead(dir);
+        let invalidator = Arc::new(Invalidator::new(session.notifier(), raw, kernel, dir.to_owned()));
+        relief.start(invalidator.clone())?;
+        Ok(Self { session, invalidator, union })
+    }
+
+    /// Changes branches, and makes the kernel forget what it knew.
+    ///
+    /// # Errors
+    /// As [`Union::change`].
+    pub fn change(&self, change: BranchChange) -> Result<(), UnionError> {
+        changer(&self.union, &self.invalidator)(change)
+    }
+
+    /// What [`Self::change`] does, for another thread.
+    pub fn changer(&self) -> impl Fn(BranchChange) -> Result<(), UnionError> + Send + Sync + 'static {
+        changer(&self.union, &self.invalidator)
+    }
+
+    /// Waits until somebody unmounts.
+    ///
+    /// # Errors
+    /// What ended the session other than an unmount.
+    pub fn wait(self) -> io::Result<()> {
+        self.session.join()
+    }
+}
+
+fn changer(union: &Arc<Union>, invalidator: &Arc<Invalidator>) -> impl Fn(BranchChange) -> Result<(), UnionError> + Send + Sync + 'static {
+    let (union, invalidator) = (union.clone(), invalidator.clone());
+    move |change| {
+        union.change(change)?;
+        invalidator.everything(&union.live(), &union.live_names());
+        Ok(())
+    }
+}
+
+/// Unmounts `dir`; a busy mount goes as soon as its last user does.
+///
+/// # Errors
+/// What umount2(2) says.
+pub fn detach(dir: &Path) -> io::Result<()> {
+    attach::detach(dir)
+}
+
+/// Gives a live mount other flags.
+///
+/// # Errors
+/// What mount(2) says.
+pub fn set_flags(dir: &Path, flags: MountFlags) -> io::Result<()> {
+    attach::set_flags(dir, flags)
+}
+
+/// Where nothing but the union itself changes the branches.
+pub(super) const FOR_EVER: Duration = Duration::from_secs(86_400);

@@ -1,0 +1,156 @@
+//! Options, and changes of a live union.
+
+use crate::links::Links;
+use crate::stack::{Stack, System};
+use crate::support::{BRICKRAFT, command, output, run, text, wait_for};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+fn list(dir: &Path) -> String {
+    run(command([BRICKRAFT, "union", "list"]).arg(dir))
+}
+
+#[track_caller]
+fn refused(words: &[&str], says: &str) {
+    let answer = output(&mut command(words));
+    let why = text(&answer.stderr);
+    assert!(!answer.status.success() && why.contains(says), "{words:?}: {}: {why}", answer.status);
+}
+
+#[test]
+fn wrong_lines_are_refused_in_words() {
+    let stack = Stack::new(System::Ours);
+    let (u, l, mnt) = (stack.upper(), stack.lower(), stack.mnt());
+    let (u, l, mnt) = (u.to_str().expect("path"), l.to_str().expect("path"), mnt.to_str().expect("path"));
+    let union = |options: &str, says: &str| refused(&[BRICKRAFT, "union", "-o", options, mnt], says);
+    union("udba=none", "no branches are given");
+    union(&format!("br={u},nonsense"), "unknown option nonsense");
+    union(&format!("br={u}=wr"), "expected rw, ro or rr");
+    union(&format!("br={u}:/no/such/directory"), "/no/such/directory: not a directory");
+    union(&format!("br={u}:{u}"), "is given twice");
+    union(&format!("br={u}:{l},create=best"), "expected tdp");
+    union(&format!("append:{l}"), "with remount");
+    union(&format!("remount,append:{l}"), "no union is mounted on");
+    union("br=no.such.host:vol", "no.such.host");
+    refused(&[BRICKRAFT, "union", "list", mnt], "no union is mounted on");
+    refused(&[BRICKRAFT, "union", "-o", &format!("br={u}"), "/no/such/directory"], "/no/such/directory");
+    // Nothing of all that is mounted, and the next one works.
+    stack.mount();
+    union(&format!("br={u}:{l}"), "a union is already mounted on");
+    assert_eq!(list(&stack.mnt()), format!("{u}=rw\n{l}=ro\n"));
+}
+
+#[test]
+fn branches_come_and_go_while_it_is_mounted() {
+    let _links = Links::install();
+    let stack = Stack::new(System::Ours);
+    let (u, l, mnt) = (stack.upper(), stack.lower(), stack.mnt());
+    for sub in ["second", "third"] {
+        fs::create_dir(stack.path(sub)).expect("mkdir");
+        fs::write(stack.path(sub).join(sub), sub).expect("write");
+        fs::write(stack.path(sub).join("same"), sub).expect("write");
+    }
+    let (second, third) = (stack.path("second"), stack.path("third"));
+    fs::write(l.join("lower"), "lower").expect("write");
+    run(command(["mount", "-t", "aufs", "-o", &format!("dirs={}:{},udba=none", u.display(), l.display()), "none"]).arg(&mnt));
+    let remount = |change: &str| run(command(["mount", "-o", &format!("remount,{change}")]).arg(&mnt));
+    // The kernel now remembers that there are no such names, and for how long it may.
+    assert!(!mnt.join("second").exists() && !mnt.join("third").exists() && !mnt.join("same").exists());
+    assert_eq!(fs::read_dir(&mnt).expect("list").count(), 1);
+    remount(&format!("append:{}=ro", second.display()));
+    assert_eq!(fs::read_to_string(mnt.join("second")).expect("appended"), "second");
+    assert_eq!(fs::read_to_string(mnt.join("same")).expect("appended"), "second");
+    assert_eq!(fs::read_dir(&mnt).expect("list").count(), 3);
+    remount(&format!("add:1:{}=ro", third.display()));
+    assert_eq!(fs::read_to_string(mnt.join("same")).expect("above"), "third");
+    let names = |lines: &[(&Path, &str)]| lines.iter().map(|(p, perm)| format!("{}={perm}\n", p.display())).collect::<String>();
+    assert_eq!(list(&mnt), names(&[(&u, "rw"), (&third, "ro"), (&l, "ro"), (&second, "ro")]));
+    let attribute = run(command(["getfattr", "--only-values", "-n", "user.brickraft.branches"]).arg(&mnt));
+    assert_eq!(format!("{attribute}\n"), list(&mnt));
+
+    // A branch that becomes writable is written to, one that is in use stays.
+    remount(&format!("mod:{}=ro,mod:{}=rw", u.display(), third.display()));
+    fs::write(mnt.join("new"), "x").expect("create");
+    assert!(third.join("new").exists() && !u.join("new").exists());
+    let mut open = fs::OpenOptions::new().append(true).open(mnt.join("third")).expect("open");
+    open.write_all(b"!").expect("write");
+    assert_eq!(fs::read_to_string(third.join("third")).expect("in place"), "third!");
+    drop(open);
+    remount(&format!("mod:{}=rw,mod:{}=ro", u.display(), third.display()));
+    wait_for("the branch to be free", Duration::from_secs(10), || {
+        output(command(["mount", "-o", &format!("remount,del:{}", third.display())]).arg(&mnt)).status.success().then_some(())
+    });
+    assert!(!mnt.join("third").exists(), "a name of a branch that is gone");
+    assert_eq!(fs::read_to_string(mnt.join("same")).expect("below"), "second");
+    assert_eq!(list(&mnt), names(&[(&u, "rw"), (&l, "ro"), (&second, "ro")]));
+    refused(&["mount", "-o", &format!("remount,del:{}", third.display()), mnt.to_str().expect("path")], "is not part of this union");
+
+    // Flags of the mount, and who may ask.
+    remount("ro");
+    assert!(fs::write(mnt.join("x"), "x").is_err(), "written to a read-only mount");
+    remount("rw");
+    fs::write(mnt.join("x"), "x").expect("writable again");
+    let asked = output(
+        command(["setpriv", "--reuid=65534", "--clear-groups", BRICKRAFT, "union", "-o", &format!("remount,append:{}", third.display())])
+            .arg(&mnt),
+    );
+    assert!(!asked.status.success(), "anybody may change a union");
+    run(command(["umount"]).arg(&mnt));
+    assert!(!fs::read_to_string("/proc/self/mounts").expect("mounts").contains(mnt.to_str().expect("path")));
+}
+
+#[test]
+fn what_is_mounted_within_a_union_survives_a_change_of_branches() {
+    let stack = Stack::new(System::Ours);
+    fs::create_dir(stack.path("more")).expect("mkdir");
+    fs::write(stack.path("more/new"), "new").expect("write");
+    fs::create_dir_all(stack.lower().join("dir/point")).expect("mkdir");
+    stack.mount_with(",udba=none");
+    let point = stack.mnt().join("dir/point");
+    run(command(["mount", "-t", "tmpfs", "tmpfs"]).arg(&point));
+    let _unmount = crate::support::Unmount(point.clone());
+    fs::write(point.join("file"), "kept").expect("write");
+    assert!(!stack.mnt().join("new").exists());
+    run(command([BRICKRAFT, "union", "-o", &format!("remount,append:{}", stack.path("more").display())]).arg(stack.mnt()));
+    assert_eq!(fs::read_to_string(stack.mnt().join("new")).expect("appended"), "new");
+    assert_eq!(fs::read_to_string(point.join("file")).expect("still mounted"), "kept");
+}
+
+#[test]
+fn a_mount_ends_with_its_process_or_the_other_way_round() {
+    let stack = Stack::ours();
+    fs::write(stack.mnt().join("file"), "kept").expect("write");
+    let pid = run(command(["getfattr", "--only-values", "-n", "user.brickraft.pid"]).arg(stack.mnt()));
+    let gone = || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(());
+    run(&mut command(["kill", "-TERM", &pid]));
+    wait_for("its end", Duration::from_secs(10), gone);
+    assert!(!fs::read_to_string("/proc/self/mounts").expect("mounts").contains(stack.mnt().to_str().expect("path")));
+    stack.mount();
+    assert_eq!(fs::read_to_string(stack.mnt().join("file")).expect("read"), "kept");
+    let pid = run(command(["getfattr", "--only-values", "-n", "user.brickraft.pid"]).arg(stack.mnt()));
+    stack.unmount();
+    wait_for("its end", Duration::from_secs(10), || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    let sockets = fs::read_dir("/run/brickraft").into_iter().flatten().flatten();
+    let names: Vec<_> = sockets.map(|e| e.file_name()).collect();
+    assert!(names.len() < 100, "sockets are left behind: {names:?}");
+}
+
+#[test]
+fn changes_made_directly_in_a_branch_show_after_a_second() {
+    let stack = Stack::ours();
+    fs::write(stack.lower().join("file"), "one").expect("write below");
+    let soon = |what: &str, want: &str| {
+        wait_for(what, Duration::from_secs(5), || (fs::read_to_string(stack.mnt().join("file")).unwrap_or_default() == want).then_some(()));
+    };
+    soon("the file", "one");
+    fs::write(stack.lower().join("file"), "longer").expect("write below");
+    soon("the new content", "longer");
+    fs::write(stack.upper().join("file"), "above").expect("write above");
+    soon("the file above", "above");
+    fs::remove_file(stack.upper().join("file")).expect("remove above");
+    soon("the file below", "longer");
+    fs::remove_file(stack.lower().join("file")).expect("remove below");
+    wait_for("its end", Duration::from_secs(5), || (!stack.mnt().join("file").exists()).then_some(()));
+}

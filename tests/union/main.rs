@@ -1,0 +1,16 @@
+//! Union mounts as applications and containers see them, beside the kernel's overlayfs where it has an opinion.
+
+mod container;
+mod fsx;
+mod links;
+mod live;
+mod objects;
+mod posix;
+mod replicated;
+mod stack;
+
+#[path = "../volume/lab.rs"]
+#[allow(dead_code, reason = "not all of it is used here")]
+mod lab;
+#[path = "../support/mod.rs"]
+mod support;
