@@ -98,7 +98,7 @@ fn fold_keyspace(
     left: &mut usize,
 ) -> Result<(), StoreError> {
     let numbers = &mut state.keyspaces[keyspace as usize];
-    if recent.log().is_empty() && numbers.collected >= numbers.compact {
+    if recent.last().is_none() && numbers.collected >= numbers.compact {
         return Ok(());
     }
     let [current, log, index] = tables_of(keyspace);
@@ -197,7 +197,7 @@ impl Tables<'_, '_> {
 
     /// A run of superseded versions, and deletions, by key.
     fn write_index(&mut self, recent: &Recent) -> Result<(), StoreError> {
-        let Some(upto) = recent.log().last().map(|change| change.rev.main) else { return Ok(()) };
+        let Some(upto) = recent.last().map(|change| change.rev.main) else { return Ok(()) };
         let mut packer = Packer::new(&mut self.index);
         let mut add = |key: &[u8], rev: Rev, tombstone: bool| {
             let (key, value) = (index_key(key, rev.main), index_value(rev.sub, tombstone));

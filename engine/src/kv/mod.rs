@@ -17,6 +17,7 @@ mod error;
 mod fold;
 mod lessor;
 mod lookup;
+mod order;
 mod overlay;
 mod read;
 mod runs;

@@ -182,7 +182,7 @@ impl<'t> View<'t> {
             let mut next = from;
             loop {
                 let chunk = layer.with(|recent| {
-                    let changes = recent.log_range(next, to);
+                    let changes = recent.log_some(next, to);
                     changes[..changes.len().min(CHUNK_MAX)].to_vec()
                 });
                 let Some(last) = chunk.last() else { break };
