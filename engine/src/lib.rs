@@ -4,5 +4,6 @@ pub mod io;
 pub mod kv;
 pub mod member;
 pub mod raft;
+mod shared;
 pub mod types;
 pub mod wal;

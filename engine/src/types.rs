@@ -89,6 +89,7 @@ pub struct Entry {
     /// What `data` is.
     pub kind: EntryKind,
     /// The payload, opaque to log and consensus.
+    #[serde(deserialize_with = "crate::shared::bytes")]
     pub data: Bytes,
 }
 

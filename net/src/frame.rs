@@ -141,6 +141,8 @@ pub struct FrameReader<R> {
 
 /// What one read asks for when nothing larger is known to come.
 const READ_BYTES: usize = 64 << 10;
+/// The least that one read asks for.
+const READ_BYTES_MIN: usize = 8 << 10;
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// A reader at the start of a frame.
@@ -170,7 +172,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Makes at least `want` bytes available; false at a clean end.
     async fn fill(&mut self, want: usize) -> io::Result<bool> {
         while self.buffer.len() < want {
-            self.buffer.reserve(READ_BYTES.max(want - self.buffer.len()));
+            // What was read before may be in use yet, and keeps the whole buffer alive: it is filled before there is another.
+            let missing = want - self.buffer.len();
+            if self.buffer.capacity() - self.buffer.len() < missing.max(READ_BYTES_MIN) {
+                self.buffer.reserve(missing.max(READ_BYTES));
+            }
             if self.inner.read_buf(&mut self.buffer).await? == 0 {
                 return if self.buffer.is_empty() { Ok(false) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }

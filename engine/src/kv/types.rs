@@ -105,7 +105,9 @@ pub struct RangeResponse {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "etcd's own field names")]
 pub struct PutRequest {
+    #[serde(deserialize_with = "crate::shared::bytes")]
     pub key: Bytes,
+    #[serde(deserialize_with = "crate::shared::bytes")]
     pub value: Bytes,
     pub lease: i64,
     pub prev_kv: bool,

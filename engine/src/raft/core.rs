@@ -295,7 +295,8 @@ impl RaftCore {
         match &self.state {
             State::Leader(lead) => {
                 let transfer = lead.transfer.as_ref().map_or(Time(u64::MAX), |t| t.until);
-                lead.heartbeat_at.min(transfer)
+                let commits = lead.peers.values().filter_map(|peer| peer.commit_due);
+                commits.fold(lead.heartbeat_at.min(transfer), Time::min)
             }
             _ => self.election_at,
         }

@@ -19,6 +19,9 @@ pub struct RaftConfig {
     pub append_bytes_max: usize,
     /// Appends to one follower that are not acknowledged.
     pub inflight_max: usize,
+    /// How long a follower that waits for nothing ([`RaftCore::expect_commit`](super::RaftCore::expect_commit)) is not
+    /// told of a new commit index, because the next entries are likely to carry it.
+    pub commit_delay: Duration,
     /// Bytes of proposals that are not committed; more are refused with [`Busy`](super::ProposeError::Busy).
     pub uncommitted_bytes_max: usize,
     /// Reads that are not confirmed; more are refused with [`Busy`](super::ProposeError::Busy).
@@ -47,6 +50,7 @@ impl RaftConfig {
             election_timeout: Duration::from_secs(1),
             append_bytes_max: 1 << 20,
             inflight_max: 64,
+            commit_delay: Duration::from_millis(1),
             uncommitted_bytes_max: 64 << 20,
             reads_max: 65_536,
             apply_bytes_max: 4 << 20,

@@ -44,6 +44,10 @@ pub(super) struct Peer {
     pub inflight: VecDeque<Index>,
     /// The commit index that the peer was last told.
     pub commit_sent: Index,
+    /// When it is told of a later one, if no append does before. Replicate only.
+    pub commit_due: Option<Time>,
+    /// It has clients that wait for this to be committed.
+    pub awaits: Index,
     /// The latest ReadIndex round that it answered.
     pub round: u64,
     /// The index of the change that removed it; it is served until it knows.
@@ -61,6 +65,8 @@ impl Peer {
             probed_at: now,
             inflight: VecDeque::new(),
             commit_sent: Index(0),
+            commit_due: None,
+            awaits: Index(0),
             round: 0,
             leaving: None,
         }
@@ -90,6 +96,7 @@ impl Peer {
 
     pub fn become_probe(&mut self, next: Index) {
         self.state = ProgressState::Probe;
+        self.commit_due = None;
         self.probing = false;
         self.inflight.clear();
         self.next = next.max(self.matched.next());
@@ -104,6 +111,7 @@ impl Peer {
 
     pub fn become_snapshot(&mut self) {
         self.state = ProgressState::Snapshot;
+        self.commit_due = None;
         self.probing = false;
         self.inflight.clear();
     }

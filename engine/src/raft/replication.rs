@@ -150,6 +150,14 @@ impl RaftCore {
         }
     }
 
+    /// A follower's clients wait for `index`: tell it at once when that is committed. (Others hear of it with the next
+    /// entries, or after [`RaftConfig::commit_delay`].) Does nothing on a node that does not lead.
+    pub fn expect_commit(&mut self, to: NodeId, index: Index) {
+        if let Some(peer) = self.peer(to) {
+            peer.awaits = peer.awaits.max(index);
+        }
+    }
+
     pub(super) fn peer(&mut self, id: NodeId) -> Option<&mut Peer> {
         match &mut self.state {
             State::Leader(lead) => lead.peers.get_mut(&id),
@@ -213,7 +221,7 @@ struct Sender<'a> {
 
 /// Sends a follower what it may be sent now.
 fn send_appends(from: &Sender<'_>, id: NodeId, peer: &mut Peer, out: &mut Outbox) {
-    let Sender { config, term, log, .. } = *from;
+    let Sender { config, term, log, now } = *from;
     match peer.state {
         ProgressState::Snapshot => {}
         ProgressState::Probe => {
@@ -229,7 +237,13 @@ fn send_appends(from: &Sender<'_>, id: NodeId, peer: &mut Peer, out: &mut Outbox
                 peer.next = end.next();
             }
             let commit = log.commit().min(peer.matched);
-            if commit > peer.commit_sent {
+            if commit <= peer.commit_sent {
+                peer.commit_due = None;
+                return;
+            }
+            let due = *peer.commit_due.get_or_insert(now.after(config.commit_delay));
+            if now >= due || peer.commit_sent < peer.awaits || peer.leaving.is_some() {
+                peer.commit_due = None;
                 peer.commit_sent = commit;
                 out.send(term, id, Body::Commit { commit });
             }

@@ -4,6 +4,7 @@ use crate::harness::*;
 use brickraft_engine::raft::*;
 use brickraft_engine::types::*;
 use bytes::Bytes;
+use std::time::Duration;
 
 fn others(net: &Net, not: NodeId) -> Vec<NodeId> {
     net.nodes.keys().copied().filter(|n| *n != not).collect()
@@ -33,6 +34,30 @@ fn pre_vote_keeps_the_term_of_a_node_that_was_cut_off() {
     net.run(500);
     assert_eq!(net.leader(), Some(leader));
     assert!(net.nodes.values().all(|n| n.core.as_ref().unwrap().term() == term));
+}
+
+#[test]
+fn a_follower_whose_clients_wait_hears_of_a_commit_at_once() {
+    let mut net = Net::with(3, 11, |config| {
+        config.commit_delay = Duration::from_millis(400);
+        config.heartbeat = Duration::from_millis(900);
+        config.election_timeout = Duration::from_secs(9);
+    });
+    net.run(30_000);
+    let leader = net.elect();
+    let followers = others(&net, leader);
+    for waits in [false, true] {
+        let index = net.propose(leader, "x").unwrap();
+        for follower in followers.iter().filter(|_| waits) {
+            net.on(leader, |core, _| core.expect_commit(*follower, index));
+        }
+        net.run_until(300, |net| net.core(leader.0).committed() >= index);
+        net.run(100);
+        let told = followers.iter().filter(|n| net.core(n.0).committed() >= index).count();
+        assert_eq!(told, if waits { 2 } else { 0 });
+        net.run(500);
+        assert!(followers.iter().all(|n| net.core(n.0).committed() >= index), "late, but without another entry");
+    }
 }
 
 #[test]

@@ -132,8 +132,17 @@ impl Net {
     pub fn add(&mut self, config: RaftConfig, membership: Membership) {
         let node = config.id;
         let disk = Disk { checkpoint: SnapshotMeta { membership, ..SnapshotMeta::default() }, ..Disk::default() };
-        let entry =
-            Node { core: None, config, drift: 0, incarnation: 0, disk, writes: VecDeque::new(), write_at: 0, state: Vec::new(), roles: Vec::new() };
+        let entry = Node {
+            core: None,
+            config,
+            drift: 0,
+            incarnation: 0,
+            disk,
+            writes: VecDeque::new(),
+            write_at: 0,
+            state: Vec::new(),
+            roles: Vec::new(),
+        };
         self.nodes.insert(node, entry);
         self.restart(node);
     }

@@ -41,6 +41,8 @@ fn three_nodes_grow_from_one() {
         net.join(n);
         let index = change(&mut net, ConfChange::AddLearner(id(n), info(n))).unwrap();
         net.settle(index);
+        // The newcomer may have applied all before the leader has heard so.
+        net.run(20);
         let index = change(&mut net, ConfChange::Promote(id(n))).unwrap();
         net.settle(index);
     }
