@@ -425,6 +425,12 @@ impl WatchHub {
         None
     }
 
+    /// Whether [`Self::poll`] would give something.
+    #[must_use]
+    pub fn has_output(&self, id: WatchId) -> bool {
+        self.watchers.get(&id).is_some_and(Watcher::has_output)
+    }
+
     /// Gives [`WatchOutput::Progress`] to every watcher that asked for it, is in step, and had no event since
     /// the last call. The caller calls it every ten minutes or so.
     pub fn notify_progress(&mut self) {

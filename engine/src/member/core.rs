@@ -408,6 +408,12 @@ impl<I: Io> MemberCore<I> {
         self.hub.next_ready()
     }
 
+    /// Whether [`Self::watch_poll`] would give something.
+    #[must_use]
+    pub fn watch_has_output(&self, id: WatchId) -> bool {
+        self.hub.has_output(id)
+    }
+
     /// A watcher's next output. Poll until `None`, or again when its consumer has room.
     pub fn watch_poll(&mut self, id: WatchId, events_max: usize) -> Option<WatchOutput> {
         let output = self.hub.poll(id, events_max);

@@ -4,16 +4,16 @@
 //! the proposals of many clients make one log write and one append to each follower.
 
 use super::core::MemberCore;
-use super::handle::{Call, Control, Inbox, ReplyTo, WatchSink};
+use super::handle::{Call, Control, Inbox, ReplyTo};
 use super::job::{StoreDone, StoreJob};
 use super::types::{MemberError, MemberEvent, MemberOutput, PeerMessage};
+use super::watches::WatchSink;
 use crate::io::Io;
 use crate::io::uring::Readiness;
 use crate::kv::{Store, WatchId};
 use crate::types::{NodeId, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -328,10 +328,13 @@ impl<I: Io> Driver<I> {
         while !watcher.waiting {
             let permit = match watcher.sink.updates.try_reserve() {
                 Ok(permit) => permit,
+                // Only those with output wait for room, so that each that is told of some uses it.
+                Err(TrySendError::Full(())) if !self.core.watch_has_output(id) => {
+                    self.core.watch_poll(id, 0);
+                    return;
+                }
                 Err(TrySendError::Full(())) => {
-                    watcher.sink.blocked.store(true, Ordering::Release);
-                    // The consumer may have emptied the stream before it could see the flag.
-                    watcher.waiting = watcher.sink.updates.capacity() == 0;
+                    watcher.waiting = watcher.sink.block(id);
                     continue;
                 }
                 Err(TrySendError::Closed(())) => {
@@ -342,7 +345,7 @@ impl<I: Io> Driver<I> {
             match self.core.watch_poll(id, WATCH_EVENTS_MAX) {
                 Some(update) => {
                     let last = matches!(update, crate::kv::WatchOutput::Compacted { .. });
-                    permit.send(update);
+                    permit.send((id, update));
                     if last {
                         break;
                     }

@@ -1,19 +1,17 @@
 //! What the rest of the node holds of its member: a cheap handle, usable from any thread.
 
 use super::types::{LeaseTtl, MemberError, MemberReply, MemberRequest, MemberStatus, NodeLeases};
+use super::watches::{WatchSink, WatchStream, Watches};
 use crate::kv::types::{Applied, Command, Keyspace, RangeRequest, RangeResponse};
-use crate::kv::{Store, WatchId, WatchOutput, WatchRequest};
+use crate::kv::{Store, WatchId, WatchRequest};
 use crate::raft::{ConfChange, Membership};
 use crate::types::{Index, NodeId, Revision, Time};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Requests that wait for the member's task at most; more are refused with `TooManyRequests`.
 pub const CALLS_MAX: usize = 16 * 1024;
-/// Updates that wait in one watch stream at most; then the watcher catches up from the store's history.
-pub const WATCH_UPDATES_MAX: usize = 64;
 
 /// A monotonic clock whose microseconds count from one origin in the whole process, so that times that
 /// the member reports can be compared with times that other tasks take.
@@ -59,12 +57,6 @@ pub(super) enum Control {
     Stop(oneshot::Sender<()>),
 }
 
-/// The driver's end of a watch stream.
-pub(super) struct WatchSink {
-    pub(super) updates: mpsc::Sender<WatchOutput>,
-    pub(super) blocked: Arc<AtomicBool>,
-}
-
 /// The driver's end of a handle.
 pub struct Inbox {
     pub(super) calls: mpsc::Receiver<Call>,
@@ -103,7 +95,7 @@ impl MemberHandle {
         answer.await.unwrap_or(Err(MemberError::Stopped))
     }
 
-    fn call(&self, call: Call) -> Result<(), MemberError> {
+    pub(super) fn call(&self, call: Call) -> Result<(), MemberError> {
         self.calls.try_send(call).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => MemberError::TooManyRequests,
             mpsc::error::TrySendError::Closed(_) => MemberError::Stopped,
@@ -149,17 +141,28 @@ impl MemberHandle {
         self.store.range(keyspace, request).map_err(Into::into)
     }
 
+    /// A queue for the updates of many watches.
+    #[must_use]
+    pub fn watches(&self) -> Watches {
+        Watches::new(self.clone())
+    }
+
+    pub(super) fn control(&self, control: Control) {
+        // A member that is gone has no watches.
+        let _ = self.control.send(control);
+    }
+
+    /// Waits until the member's task has ended.
+    pub(super) async fn gone(&self) {
+        self.control.closed().await;
+    }
+
     /// Starts a watch. The stream ends by being dropped.
     ///
     /// # Errors
     /// When the member is gone or has too many requests waiting.
     pub async fn watch(&self, keyspace: Keyspace, request: WatchRequest) -> Result<WatchStream, MemberError> {
-        let (updates, rx) = mpsc::channel(WATCH_UPDATES_MAX);
-        let blocked = Arc::new(AtomicBool::new(false));
-        let (reply, answer) = oneshot::channel();
-        self.call(Call::Watch { keyspace, request, sink: WatchSink { updates, blocked: blocked.clone() }, reply })?;
-        let id = answer.await.unwrap_or(Err(MemberError::Stopped))?;
-        Ok(WatchStream { id, updates: rx, blocked, control: self.control.clone() })
+        WatchStream::start(self.clone(), keyspace, request).await
     }
 
     /// Gives a lease its full time again; returns it in seconds.
@@ -284,51 +287,4 @@ impl MemberHandle {
 /// A reply of another request's kind would be a bug of the core; the caller sees an error, not a panic.
 fn unexpected() -> MemberError {
     MemberError::Storage("reply of the wrong kind".into())
-}
-
-/// A running watch; dropping it cancels it.
-pub struct WatchStream {
-    id: WatchId,
-    updates: mpsc::Receiver<WatchOutput>,
-    blocked: Arc<AtomicBool>,
-    control: mpsc::UnboundedSender<Control>,
-}
-
-impl WatchStream {
-    /// The member's number for this watch, unique in this process.
-    #[must_use]
-    pub fn id(&self) -> WatchId {
-        self.id
-    }
-
-    /// The next update; `None` after `Compacted` or the end of the member. Cancel safe.
-    pub async fn next(&mut self) -> Option<WatchOutput> {
-        let update = self.updates.recv().await;
-        self.resume();
-        update
-    }
-
-    /// [`Self::next`] for a hand-written stream.
-    pub fn poll_next(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<WatchOutput>> {
-        let update = self.updates.poll_recv(cx);
-        self.resume();
-        update
-    }
-
-    fn resume(&self) {
-        if self.blocked.swap(false, Ordering::AcqRel) {
-            let _ = self.control.send(Control::WatchReady(self.id));
-        }
-    }
-
-    /// Asks for a [`WatchOutput::Progress`], in order with the events.
-    pub fn request_progress(&self) {
-        let _ = self.control.send(Control::WatchProgress(self.id));
-    }
-}
-
-impl Drop for WatchStream {
-    fn drop(&mut self) {
-        let _ = self.control.send(Control::CancelWatch(self.id));
-    }
 }

@@ -3,6 +3,7 @@
 //! [`MemberCore`] is sans-io: it takes events and the time, and yields outputs; [`driver`] runs it on a tokio
 //! current-thread runtime, [`handle`] is what the rest of the node talks to.
 //!
+//! - `watches`: the updates of many watches in one queue;
 //! - `origin`: requests of this member's clients until they have their outcome;
 //! - `leader`: what it does for all while it leads;
 //! - `apply`: committed entries into the store, checkpoints, compaction of the log;
@@ -24,12 +25,14 @@ mod recovery;
 mod snapshot;
 pub mod stats;
 pub mod types;
+pub mod watches;
 
 pub use self::core::{GROUP, MemberCore};
-pub use handle::{Clock, Inbox, MemberHandle, WatchStream};
 pub use alone::refound;
+pub use handle::{Clock, Inbox, MemberHandle};
 pub use recovery::{OpenError, Start};
 pub use types::*;
+pub use watches::{WatchStream, Watches};
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! The Watch service: many watches on one stream.
 //!
 //! One task owns the stream: it reads requests and is the only one to write answers, so that "created" stands before
-//! the first event and "canceled" after the last. A small task for each watch carries its updates over; all of them
-//! block when the client does not read, and then the hub lets the watch fall back to history. Nothing grows.
+//! the first event and "canceled" after the last. The updates of all its watches come in one queue. When the client does
+//! not read, that fills up, and then the hub lets the watches fall back to history. Nothing grows.
 
 use super::Api;
 use super::auth::Caller;
@@ -11,8 +11,8 @@ use super::pb::etcdserverpb as pb;
 use super::pb::mvccpb;
 use super::status::ApiError;
 use brickraft_engine::kv::types::{Event, Keyspace, KvError};
-use brickraft_engine::kv::{WatchOutput, WatchRequest};
-use brickraft_engine::member::{MemberError, WatchStream};
+use brickraft_engine::kv::{WatchId, WatchOutput, WatchRequest};
+use brickraft_engine::member::{MemberError, Watches};
 use brickraft_engine::types::Revision;
 use bytes::Bytes;
 use pb::watch_create_request::FilterType;
@@ -20,17 +20,13 @@ use pb::watch_request::RequestUnion;
 use pb::watch_server::Watch;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use tokio::sync::{Notify, mpsc};
-use tokio::task::AbortHandle;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Answers on their way to one client.
 const RESPONSES_MAX: usize = 4;
-/// Updates on their way from a stream's watches to its task.
-const UPDATES_MAX: usize = 4;
 /// Watches on one stream.
 const WATCHES_MAX: usize = 100_000;
 /// The id in answers that belong to no watch, or to all.
@@ -41,28 +37,13 @@ type Answer = Result<pb::WatchResponse, Status>;
 /// The client is gone; there is nobody to tell.
 struct Gone;
 
-struct Update {
-    id: i64,
-    /// Tells a watch from a later one with the same id.
-    serial: u64,
-    /// `None`: no more.
-    output: Option<WatchOutput>,
-}
-
 struct Running {
-    serial: u64,
+    /// The member's number for it, which no other watch will ever have.
+    watch: WatchId,
     fragment: bool,
     progress_notify: bool,
     /// Had no event since the last tick of the stream's clock.
     idle: bool,
-    progress_wanted: Arc<Notify>,
-    task: AbortHandle,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// A round of WatchProgressRequest: answered once every watch has delivered everything up to some revision.
@@ -78,10 +59,11 @@ struct Progress {
 struct Session {
     api: Caller,
     out: mpsc::Sender<Answer>,
-    updates: mpsc::Sender<Update>,
-    watches: BTreeMap<i64, Running>,
+    watches: Watches,
+    /// By the client's ids.
+    running: BTreeMap<i64, Running>,
+    ids: BTreeMap<WatchId, i64>,
     next_id: i64,
-    next_serial: u64,
     progress: Progress,
     /// When watches that asked for it hear of the revision although nothing happens; from the first such watch on.
     ticks: Option<Interval>,
@@ -93,22 +75,6 @@ async fn tick(ticks: &mut Option<Interval>) {
             ticks.tick().await;
         }
         None => std::future::pending().await,
-    }
-}
-
-async fn forward(mut stream: WatchStream, id: i64, serial: u64, progress_wanted: Arc<Notify>, updates: mpsc::Sender<Update>) {
-    loop {
-        let output = tokio::select! {
-            output = stream.next() => output,
-            () = progress_wanted.notified() => {
-                stream.request_progress();
-                continue;
-            }
-        };
-        let last = output.is_none();
-        if updates.send(Update { id, serial, output }).await.is_err() || last {
-            return;
-        }
     }
 }
 
@@ -130,9 +96,14 @@ fn fragments(events: Vec<mvccpb::Event>, bytes_max: usize) -> Vec<Vec<mvccpb::Ev
     parts
 }
 
+/// A watch lives long: it shall not keep the whole buffer alive that its request came in.
+fn kept(key: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(key)
+}
+
 fn watch_request(r: &pb::WatchCreateRequest, now: Revision) -> Result<WatchRequest, &'static str> {
     // As in etcd: the empty key stands for the smallest one.
-    let key = if r.key.is_empty() { Bytes::from_static(b"\0") } else { r.key.clone() };
+    let key = if r.key.is_empty() { Bytes::from_static(b"\0") } else { kept(&r.key) };
     let bounded = !r.range_end.is_empty() && r.range_end.as_ref() != b"\0";
     if bounded && key >= r.range_end {
         return Err("mvcc: watcher range is empty");
@@ -141,7 +112,7 @@ fn watch_request(r: &pb::WatchCreateRequest, now: Revision) -> Result<WatchReque
     let start_revision = if r.start_revision > 0 { convert::revision(r.start_revision) } else { now.next() };
     Ok(WatchRequest {
         key,
-        range_end: r.range_end.clone(),
+        range_end: kept(&r.range_end),
         start_revision,
         no_put: r.filters().any(|f| f == FilterType::Noput),
         no_delete: r.filters().any(|f| f == FilterType::Nodelete),
@@ -170,12 +141,7 @@ impl Session {
         self.out.send(Ok(pb::WatchResponse { header, ..response })).await.map_err(|_| Gone)
     }
 
-    async fn run(
-        mut self,
-        mut requests: Streaming<pb::WatchRequest>,
-        mut updates: mpsc::Receiver<Update>,
-        leader_required: bool,
-    ) -> Result<(), Gone> {
+    async fn run(mut self, mut requests: Streaming<pb::WatchRequest>, leader_required: bool) -> Result<(), Gone> {
         let api = self.api.clone();
         let end = api.stream_end(leader_required);
         tokio::pin!(end);
@@ -189,10 +155,16 @@ impl Session {
                     Ok(None) => asking = false,
                     Err(_) => return Err(Gone),
                 },
-                Some(update) = updates.recv() => self.on_update(update).await?,
+                update = self.watches.next() => match update {
+                    Some((watch, output)) => self.on_update(watch, output).await?,
+                    None => {
+                        // Watches end by themselves only when their member does; the stream ends with it.
+                        let end = ApiError::from(MemberError::Stopped);
+                        return self.out.send(Err(end.into())).await.map_err(|_| Gone);
+                    }
+                },
                 () = tick(&mut self.ticks) => self.on_tick(),
                 e = &mut end => {
-                    self.watches.clear();
                     return self.out.send(Err(e.into())).await.map_err(|_| Gone);
                 }
                 () = out.closed() => return Err(Gone),
@@ -214,9 +186,9 @@ impl Session {
     }
 
     fn on_tick(&mut self) {
-        for watch in self.watches.values_mut().filter(|w| w.progress_notify) {
-            if std::mem::replace(&mut watch.idle, true) {
-                watch.progress_wanted.notify_one();
+        for running in self.running.values_mut().filter(|w| w.progress_notify) {
+            if std::mem::replace(&mut running.idle, true) {
+                self.watches.request_progress(running.watch);
             }
         }
     }
@@ -233,14 +205,14 @@ impl Session {
     }
 
     fn choose_id(&mut self, wanted: i64) -> Result<i64, String> {
-        if self.watches.len() >= WATCHES_MAX {
+        if self.running.len() >= WATCHES_MAX {
             return Err(MemberError::TooManyRequests.to_string());
         }
         if wanted != 0 {
-            let taken = self.watches.contains_key(&wanted);
+            let taken = self.running.contains_key(&wanted);
             return if taken { Err("mvcc: duplicate watch ID provided on the WatchStream".into()) } else { Ok(wanted) };
         }
-        while self.watches.contains_key(&self.next_id) {
+        while self.running.contains_key(&self.next_id) {
             self.next_id += 1;
         }
         let id = self.next_id;
@@ -248,17 +220,17 @@ impl Session {
         Ok(id)
     }
 
-    async fn open(&mut self, r: &pb::WatchCreateRequest, now: Revision) -> Result<(i64, WatchStream), String> {
+    async fn open(&mut self, r: &pb::WatchCreateRequest, now: Revision) -> Result<(i64, WatchId), String> {
         self.api.may_watch(r).await.map_err(|e| reason(&e))?;
         let request = watch_request(r, now)?;
         let id = self.choose_id(r.watch_id)?;
-        let stream = self.api.handle().watch(Keyspace::User, request).await.map_err(|e| e.to_string())?;
-        Ok((id, stream))
+        let watch = self.watches.create(Keyspace::User, request).await.map_err(|e| e.to_string())?;
+        Ok((id, watch))
     }
 
     async fn create(&mut self, r: pb::WatchCreateRequest) -> Result<(), Gone> {
         let now = self.api.revision();
-        let (id, stream) = match self.open(&r, now).await {
+        let (id, watch) = match self.open(&r, now).await {
             Ok(opened) => opened,
             Err(cancel_reason) => {
                 let refusal = pb::WatchResponse { watch_id: NO_WATCH, created: true, canceled: true, cancel_reason, ..Default::default() };
@@ -266,46 +238,49 @@ impl Session {
             }
         };
         self.send(now, pb::WatchResponse { watch_id: id, created: true, ..Default::default() }).await?;
-        let serial = self.next_serial;
-        self.next_serial += 1;
-        let progress_wanted = Arc::new(Notify::new());
         if !self.progress.waiting.is_empty() {
             // The answer speaks for every watch of the stream, so it waits for this one too.
             self.progress.waiting.insert(id);
-            progress_wanted.notify_one();
+            self.watches.request_progress(watch);
         }
-        let task = tokio::spawn(forward(stream, id, serial, progress_wanted.clone(), self.updates.clone())).abort_handle();
         if r.progress_notify {
             self.start_ticking();
         }
-        let running = Running { serial, fragment: r.fragment, progress_notify: r.progress_notify, idle: true, progress_wanted, task };
-        self.watches.insert(id, running);
+        self.running.insert(id, Running { watch, fragment: r.fragment, progress_notify: r.progress_notify, idle: true });
+        self.ids.insert(watch, id);
         Ok(())
     }
 
+    fn forget(&mut self, id: i64) -> bool {
+        let Some(running) = self.running.remove(&id) else { return false };
+        self.watches.cancel(running.watch);
+        self.ids.remove(&running.watch);
+        true
+    }
+
     async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
-        if self.watches.remove(&id).is_none() {
+        if !self.forget(id) {
             return Ok(());
         }
         self.send(self.api.revision(), pb::WatchResponse { watch_id: id, canceled: true, ..Default::default() }).await?;
         self.progress_lost(id).await
     }
 
-    async fn on_update(&mut self, update: Update) -> Result<(), Gone> {
-        let Update { id, serial, output } = update;
-        let Some(watch) = self.watches.get_mut(&id).filter(|w| w.serial == serial) else { return Ok(()) };
+    async fn on_update(&mut self, watch: WatchId, output: WatchOutput) -> Result<(), Gone> {
+        let Some(id) = self.ids.get(&watch).copied() else { return Ok(()) };
+        let Some(running) = self.running.get_mut(&id) else { return Ok(()) };
         match output {
-            Some(WatchOutput::Events { revision, events }) => {
-                watch.idle = false;
-                let fragment = watch.fragment;
+            WatchOutput::Events { revision, events } => {
+                running.idle = false;
+                let fragment = running.fragment;
                 self.events(id, fragment, revision, events).await
             }
-            Some(WatchOutput::Progress { revision }) => {
-                let notify = watch.progress_notify;
+            WatchOutput::Progress { revision } => {
+                let notify = running.progress_notify;
                 self.on_progress(id, notify, revision).await
             }
-            Some(WatchOutput::Compacted { compact_revision }) => {
-                self.watches.remove(&id);
+            WatchOutput::Compacted { compact_revision } => {
+                self.forget(id);
                 let response = pb::WatchResponse {
                     watch_id: id,
                     canceled: true,
@@ -315,12 +290,6 @@ impl Session {
                 };
                 self.send(self.api.revision(), response).await?;
                 self.progress_lost(id).await
-            }
-            None => {
-                // A watch ends by itself only when its member does; the stream ends with it.
-                let end = ApiError::from(MemberError::Stopped);
-                let _ = self.out.send(Err(end.into())).await;
-                Err(Gone)
             }
         }
     }
@@ -338,11 +307,11 @@ impl Session {
     }
 
     async fn start_progress(&mut self) -> Result<(), Gone> {
-        self.progress = Progress { waiting: self.watches.keys().copied().collect(), ..Default::default() };
-        if self.watches.is_empty() {
+        self.progress = Progress { waiting: self.running.keys().copied().collect(), ..Default::default() };
+        if self.running.is_empty() {
             return self.tell_progress(self.api.revision()).await;
         }
-        self.watches.values().for_each(|w| w.progress_wanted.notify_one());
+        self.running.values().for_each(|w| self.watches.request_progress(w.watch));
         Ok(())
     }
 
@@ -388,19 +357,18 @@ impl Watch for Api {
     async fn watch(&self, request: Request<Streaming<pb::WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let leader_required = self.require_leader(request.metadata())?;
         let (out, stream) = mpsc::channel(RESPONSES_MAX);
-        let (updates, updates_rx) = mpsc::channel(UPDATES_MAX);
         let (caller, requests) = self.caller(request);
         let session = Session {
+            watches: caller.handle().watches(),
             api: caller,
             out,
-            updates,
-            watches: BTreeMap::new(),
+            running: BTreeMap::new(),
+            ids: BTreeMap::new(),
             next_id: 0,
-            next_serial: 0,
             progress: Progress::default(),
             ticks: None,
         };
-        tokio::spawn(session.run(requests, updates_rx, leader_required));
+        tokio::spawn(session.run(requests, leader_required));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
