@@ -233,9 +233,10 @@ impl Union {
             if known.id != f.stat.id || node.kind != f.stat.kind {
                 continue;
             }
-            let held = matches!(known.spot, Spot::Open(_));
+            // This name is good now; the one that was known may be gone behind our back.
+            let moved = !known.spot.is_same(&f.spot);
             drop(known);
-            if held {
+            if moved {
                 node.file_mut()?.spot = f.spot.clone();
             }
             node.add_name(parent, name);

@@ -248,7 +248,18 @@ impl Union {
             return self.free_name(&*parent.dir()?, name).and(Err(Errno::EPERM));
         }
         self.make_writable(&node, u64::MAX)?;
-        let slot = Arc::clone(&node.file()?.slot);
+        let mut slot = Arc::clone(&node.file()?.slot);
+        let above = {
+            let dir = parent.dir()?;
+            // A link must be in the object's branch, and nothing above may hide it there.
+            let hidden = self.free_name(&dir, name)?.is_some_and(|w| w.rank < slot.rank());
+            let possible = dir.layer(&slot).is_some() || slot.rank() < dir.limit;
+            if hidden || !possible { Some(self.policies.create(&self.candidates(&dir, slot.rank())).ok_or(Errno::EXDEV)?) } else { None }
+        };
+        if let Some(above) = above {
+            self.copy_up(&node, Some(&above), u64::MAX)?;
+            slot = Arc::clone(&node.file()?.slot);
+        }
         self.at_site(&parent, name, Some(&slot), |dir, site| {
             let file = node.file_mut()?;
             let branch = &site.slot.branch;

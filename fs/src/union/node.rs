@@ -81,6 +81,14 @@ pub(super) enum Spot {
 }
 
 impl Spot {
+    /// Whether both are the same name in the same directory.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Name(a, a_name), Self::Name(b, b_name)) => a_name == b_name && a.is_same(b),
+            _ => false,
+        }
+    }
+
     pub(super) fn at(&self) -> At<'_> {
         match self {
             Self::Name(dir, name) => At::Name(dir, name),

@@ -29,6 +29,19 @@ pub enum Handle {
     Sim(Arc<SimObject>),
 }
 
+impl Handle {
+    /// Whether both are certainly handles of one object.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Local(a), Self::Local(b)) => Arc::ptr_eq(a, b),
+            (Self::Volume(a), Self::Volume(b)) => Arc::ptr_eq(a, b),
+            (Self::Sim(a), Self::Sim(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
 /// An object by whatever names it.
 #[derive(Clone, Copy, Debug)]
 pub enum At<'a> {

@@ -191,6 +191,35 @@ fn directories_of_lower_branches_are_renamed() {
 }
 
 #[test]
+fn only_dead_unions_work_directories_are_swept() {
+    let d = dirs();
+    let instances = || fs::read_dir(d.upper.join(".wh..wh.orph")).unwrap().count();
+    let first = d.union();
+    let second = d.union();
+    assert_eq!(instances(), 2, "the first one lives");
+    drop(first);
+    let third = d.union();
+    assert_eq!(instances(), 2, "the first one's is swept, the second one lives");
+    second.close();
+    third.close();
+    assert_eq!(instances(), 0);
+}
+
+#[test]
+fn a_name_that_vanished_does_not_take_the_file_with_it() {
+    let d = dirs();
+    fs::write(d.upper.join("x"), "text").unwrap();
+    fs::hard_link(d.upper.join("x"), d.upper.join("y")).unwrap();
+    let union = d.union();
+    let ino = walk(&union, "x").unwrap();
+    fs::remove_file(d.upper.join("x")).unwrap();
+    assert_eq!(union.getattr(ino).map(drop), Err(Errno::ESTALE));
+    assert_eq!(walk(&union, "y").unwrap(), ino);
+    assert_eq!(union.getattr(ino).unwrap().nlink, 1);
+    assert_eq!(text(&union, ino), "text");
+}
+
+#[test]
 fn branches_must_be_apart() {
     let d = dirs();
     let open = |branches| Union::open(UnionConfig { branches, ..UnionConfig::default() }).map(drop).unwrap_err().to_string();
