@@ -1,7 +1,7 @@
 //! [`Union`]: how it is put together, and how objects are found.
 
 use super::branch::{At, ObjectId, Stat};
-use super::node::{DirState, FileState, Layer, Marks, Name, Node, Spot, Table, lock};
+use super::node::{DirState, FileState, Layer, Marks, Name, Node, Table, lock};
 use super::numbers::Numbers;
 use super::policy::Policies;
 use super::search::{Found, FoundDir, FoundFile, visible};
