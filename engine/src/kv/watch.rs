@@ -33,8 +33,6 @@ pub struct WatchRequest {
     pub no_delete: bool,
     /// Give the previous pair with each event.
     pub prev_kv: bool,
-    /// Tell the revision now and then when there is no event.
-    pub progress_notify: bool,
 }
 
 /// What a watcher gets.
@@ -99,8 +97,6 @@ struct Watcher {
     queued_bytes: usize,
     /// The consumer knows that there is output, or will be told: no need to tell again.
     announced: bool,
-    /// Had no event since the last [`WatchHub::notify_progress`].
-    idle: bool,
     progress_due: bool,
     compacted: Option<Revision>,
 }
@@ -127,7 +123,6 @@ impl Watcher {
             self.next = revision;
             return false;
         }
-        self.idle = false;
         self.queued_bytes += event_bytes(event);
         self.queue.push_back(Arc::clone(event));
         true
@@ -225,7 +220,6 @@ impl WatchHub {
             queue: VecDeque::new(),
             queued_bytes: 0,
             announced: false,
-            idle: true,
             progress_due: false,
             compacted: None,
         };
@@ -429,18 +423,6 @@ impl WatchHub {
     #[must_use]
     pub fn has_output(&self, id: WatchId) -> bool {
         self.watchers.get(&id).is_some_and(Watcher::has_output)
-    }
-
-    /// Gives [`WatchOutput::Progress`] to every watcher that asked for it, is in step, and had no event since
-    /// the last call. The caller calls it every ten minutes or so.
-    pub fn notify_progress(&mut self) {
-        for (&id, watcher) in &mut self.watchers {
-            let idle = std::mem::replace(&mut watcher.idle, true);
-            if idle && watcher.request.progress_notify && watcher.mode == Mode::Synced {
-                watcher.progress_due = true;
-                Self::announce(&mut self.ready, id, watcher);
-            }
-        }
     }
 
     /// Gives [`WatchOutput::Progress`] to one watcher, as soon as it is in step (etcd WatchProgressRequest).

@@ -398,11 +398,6 @@ impl<I: Io> MemberCore<I> {
         self.hub.request_progress(id);
     }
 
-    /// Asks for a progress output of all that want it now and then.
-    pub fn watch_notify_progress(&mut self) {
-        self.hub.notify_progress();
-    }
-
     /// A watcher that has output.
     pub fn watch_ready(&mut self) -> Option<WatchId> {
         self.hub.next_ready()

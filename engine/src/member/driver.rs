@@ -14,7 +14,6 @@ use crate::kv::{Store, WatchId};
 use crate::types::{NodeId, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::oneshot;
@@ -24,8 +23,6 @@ use tokio::task::JoinHandle;
 const BATCH_MAX: usize = 1024;
 /// Events of one watcher in one update.
 const WATCH_EVENTS_MAX: usize = 1000;
-/// How often watchers that asked for it hear of the revision when nothing happens, as in etcd.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 
 /// How a member reaches its peers: channels whose other ends somebody with sockets holds.
 pub struct Transport {
@@ -65,7 +62,6 @@ struct Driver<I: Io> {
     roomy: BTreeSet<WatchId>,
     job: Option<JoinHandle<StoreDone>>,
     stop_replies: Vec<oneshot::Sender<()>>,
-    progress_at: Time,
     ended: Option<Result<(), DriverError>>,
     shown: Option<(crate::raft::Role, crate::types::Term, Option<NodeId>)>,
     dropped: u64,
@@ -91,7 +87,6 @@ pub async fn run<I: Io>(core: MemberCore<I>, inbox: Inbox, transport: Transport)
         Some(fd) => Some(Readiness::new(&fd).map_err(DriverError::Readiness)?),
         None => None,
     };
-    let progress_at = inbox.clock.now().after(PROGRESS_INTERVAL);
     let mut driver = Driver {
         core,
         inbox,
@@ -102,7 +97,6 @@ pub async fn run<I: Io>(core: MemberCore<I>, inbox: Inbox, transport: Transport)
         roomy: BTreeSet::new(),
         job: None,
         stop_replies: Vec::new(),
-        progress_at,
         ended: None,
         shown: None,
         dropped: 0,
@@ -130,7 +124,7 @@ impl<I: Io> Driver<I> {
         while let Some(output) = self.core.poll_output() {
             self.output(output);
         }
-        self.feed_watchers(now);
+        self.feed_watchers();
         self.show();
     }
 
@@ -179,7 +173,7 @@ impl<I: Io> Driver<I> {
     }
 
     async fn wait(&mut self, fd: Option<&Readiness>) -> Woken {
-        let timeout = self.core.next_timeout().min(self.progress_at);
+        let timeout = self.core.next_timeout();
         if timeout == Time(0) {
             // More to do at once; let the runtime's other tasks have a turn.
             tokio::task::yield_now().await;
@@ -310,11 +304,7 @@ impl<I: Io> Driver<I> {
         }
     }
 
-    fn feed_watchers(&mut self, now: Time) {
-        if now >= self.progress_at {
-            self.progress_at = now.after(PROGRESS_INTERVAL);
-            self.core.watch_notify_progress();
-        }
+    fn feed_watchers(&mut self) {
         while let Some(id) = self.core.watch_ready() {
             self.roomy.insert(id);
         }

@@ -117,8 +117,6 @@ fn watch_request(r: &pb::WatchCreateRequest, now: Revision) -> Result<WatchReque
         no_put: r.filters().any(|f| f == FilterType::Noput),
         no_delete: r.filters().any(|f| f == FilterType::Nodelete),
         prev_kv: r.prev_kv,
-        // The session sees to that, at the interval that the flag gives.
-        progress_notify: false,
     })
 }
 

@@ -127,16 +127,15 @@ fn progress_tells_what_has_been_delivered() {
     let store = memory();
     let mut hub = WatchHub::new(WatchConfig::default(), &store);
     run_watched(&store, &mut hub, put("x", ""));
-    let notified = hub.create(U, WatchRequest { progress_notify: true, ..request("a", "", 0) });
+    let in_step = hub.create(U, request("a", "", 0));
     let lagging = hub.create(U, request("x", "", 1));
     hub.request_progress(lagging);
     assert_eq!(hub.next_ready(), None, "not in step yet");
-    hub.notify_progress();
-    assert_eq!(hub.next_ready(), Some(notified));
-    assert_eq!(drain(&mut hub, notified), ["progress@2"]);
+    hub.request_progress(in_step);
+    assert_eq!(hub.next_ready(), Some(in_step));
+    assert_eq!(drain(&mut hub, in_step), ["progress@2"]);
     run_watched(&store, &mut hub, put("a", ""));
-    hub.notify_progress();
-    assert_eq!(drain(&mut hub, notified), ["+a@3"], "events are progress enough");
+    assert_eq!(drain(&mut hub, in_step), ["+a@3"]);
     catch_up(&store, &mut hub);
     assert_eq!(drain(&mut hub, lagging), ["+x@2", "progress@3"]);
 }
