@@ -2,6 +2,7 @@
 
 mod container;
 mod fsx;
+mod killed;
 mod links;
 mod live;
 mod objects;
