@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How often it is killed.
-const TRIALS: u64 = 12;
+const TRIALS: u64 = 8;
 /// Changes of each kind, more than are done until it is killed.
 const CHANGES: usize = 400;
 /// More than one write, so that a copy can be cut short.
