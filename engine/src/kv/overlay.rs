@@ -55,6 +55,7 @@ impl Change {
 struct Versions {
     last: u32,
     /// Those before it; mostly there are none, and then this takes a pointer's room.
+    #[allow(clippy::box_collection, reason = "mostly absent: it halves the record")]
     older: Option<Box<Vec<u32>>>,
 }
 
