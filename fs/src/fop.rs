@@ -137,6 +137,22 @@ pub enum FileKind {
     BlockDevice,
 }
 
+impl From<rustix::fs::FileType> for FileKind {
+    /// What the kernel does not name is taken for a file.
+    fn from(file_type: rustix::fs::FileType) -> Self {
+        use rustix::fs::FileType;
+        match file_type {
+            FileType::Directory => Self::Dir,
+            FileType::Symlink => Self::Symlink,
+            FileType::Fifo => Self::Fifo,
+            FileType::Socket => Self::Socket,
+            FileType::CharacterDevice => Self::CharDevice,
+            FileType::BlockDevice => Self::BlockDevice,
+            _ => Self::File,
+        }
+    }
+}
+
 /// An object's attributes, as stat(2) gives them, free of what is ours (the index's hard link is not counted).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are stat(2)'s")]

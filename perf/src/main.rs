@@ -1,5 +1,6 @@
 //! Load generators, and runs side by side with the peers. `perf/README.md` says what is measured and how.
 
+mod circumstances;
 mod kv;
 mod proc;
 mod union;

@@ -3,8 +3,9 @@
 use super::print::Printer;
 use crate::client::{ClientOptions, VolumeClient};
 use crate::management::with_port;
+use crate::signals::Stop;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use brickraft_fs::fuse::{Mount, MountOptions};
+use brickraft_fs::fuse::{Mount, MountOptions, detach};
 use clap::Args;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -33,7 +34,7 @@ pub(crate) struct MountArgs {
 }
 
 /// What the line that the background process prints begins with.
-pub(super) const READY: &str = "mounted";
+const READY: &str = "mounted";
 
 /// The options that mean something here.
 #[derive(Debug, Default)]
@@ -102,11 +103,12 @@ fn source(text: &str) -> Result<(Vec<String>, String)> {
     Ok((hosts.split(',').map(with_port).collect(), volume.to_owned()))
 }
 
-/// True when something is mounted exactly on `dir`.
-pub(super) fn is_mount_point(dir: &Path) -> Result<bool> {
+/// The types of what is mounted exactly on `dir`, the topmost last.
+pub(super) fn mounted_on(dir: &Path) -> Result<Vec<String>> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
     let unescape = |s: &str| s.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\");
-    Ok(mounts.lines().filter_map(|l| l.split(' ').nth(1)).any(|p| Path::new(&unescape(p)) == dir))
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    Ok(fields.filter(|f| f.len() > 2 && Path::new(&unescape(f[1])) == dir).map(|f| f[2].to_owned()).collect())
 }
 
 pub(crate) fn run(args: &MountArgs, print: Printer) -> Result<()> {
@@ -115,7 +117,7 @@ pub(crate) fn run(args: &MountArgs, print: Printer) -> Result<()> {
     servers.extend(parsed.backup.iter().map(|h| with_port(h)));
     let dir = args.dir.canonicalize().with_context(|| format!("mount point {}", args.dir.display()))?;
     ensure!(dir.is_dir(), "mount point {} is not a directory", dir.display());
-    ensure!(!is_mount_point(&dir)?, "{} is already mounted or mount point busy", dir.display());
+    ensure!(mounted_on(&dir)?.is_empty(), "{} is already mounted or mount point busy", dir.display());
     if args.foreground || args.tell_ready {
         return serve(&args.source, &servers, &volume, &dir, &parsed, args.tell_ready);
     }
@@ -125,23 +127,29 @@ pub(crate) fn run(args: &MountArgs, print: Printer) -> Result<()> {
 }
 
 fn serve(source: &str, servers: &[String], volume: &str, dir: &Path, parsed: &Parsed, tell_ready: bool) -> Result<()> {
-    let stop = crate::signals::Stop::install()?;
+    let stop = Stop::install()?;
     let client = VolumeClient::open(servers, volume, parsed.client)?;
     let options = MountOptions { source: source.to_owned(), ..parsed.mount.clone() };
     let mount = Mount::new(Arc::new(client), dir, &options).with_context(|| format!("mount on {}", dir.display()))?;
+    is_live(stop, dir, tell_ready)?;
+    mount.wait().context("serve the mount")
+}
+
+/// The mount on `dir` works: says so to who waits in [`in_background`], and ends its session once a signal asks for it.
+pub(super) fn is_live(stop: Stop, dir: &Path, tell_ready: bool) -> Result<()> {
     if tell_ready {
         println!("{READY}");
         std::io::stdout().flush()?;
     }
-    let mount_dir = dir.to_owned();
+    let dir = dir.to_owned();
     std::thread::spawn(move || {
         while !stop.wanted() {
             std::thread::sleep(Duration::from_millis(100));
         }
-        // Ends the session below; a busy mount point goes as soon as its last user does.
-        let _ = rustix::mount::unmount(&mount_dir, rustix::mount::UnmountFlags::DETACH);
+        // A busy mount point goes as soon as its last user does.
+        let _ = detach(&dir);
     });
-    mount.wait().context("serve the mount")
+    Ok(())
 }
 
 /// Starts the process that serves the mount, and waits until it is live.

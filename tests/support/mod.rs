@@ -171,6 +171,21 @@ fn tail(path: &Path) -> String {
     lines[lines.len().saturating_sub(60)..].join("\n")
 }
 
+/// Lets fsx (the crate, installed by `cargo xtask setup`) loose on `file`, for `seconds` or BRICKRAFT_FSX_SECONDS; fails with its
+/// words when it finds a mismatch. Its reports go to `artifacts`.
+#[track_caller]
+pub fn fsx(file: &Path, artifacts: &Path, seconds: u64) {
+    let fsx = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/fsx");
+    assert!(fsx.exists(), "{} is missing: run `cargo xtask setup`", fsx.display());
+    let seconds = std::env::var("BRICKRAFT_FSX_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(seconds);
+    let seed = std::process::id().to_string();
+    let mut c = command(["timeout", &seconds.to_string()]);
+    c.arg(&fsx).args(["-q", "-S", &seed, "-P"]).arg(artifacts).arg(file);
+    let ended = output(&mut c);
+    // timeout(1) says 124 when fsx was still content at the end.
+    assert_eq!(ended.status.code(), Some(124), "fsx -S {seed}: {}\n{}{}", ended.status, text(&ended.stdout), text(&ended.stderr));
+}
+
 /// Unmounts when dropped, whatever became of the test.
 pub struct Unmount(pub PathBuf);
 

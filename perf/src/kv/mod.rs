@@ -10,6 +10,7 @@ mod rest;
 mod watchers;
 mod work;
 
+use crate::circumstances::{Circumstances, load_average};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use cluster::{Cluster, Programs, System};
@@ -112,7 +113,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         let table = report::kill_table(&setting.peer_name, &all);
         println!("\n{table}");
-        setting.load_average_after = load_average();
+        setting.circumstances.ended();
         return keep(options, &results, "kv-leader-kill", &setting, &table, &all);
     }
     let mut outcomes = Vec::new();
@@ -121,7 +122,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let table = report::table(&outcomes, &setting.peer_name);
     println!("\n{table}");
-    setting.load_average_after = load_average();
+    setting.circumstances.ended();
     keep(options, &results, "kv", &setting, &table, &outcomes)?;
     let failed: usize = outcomes.iter().map(|o| o.failed.len()).sum();
     ensure!(failed == 0, "{failed} runs failed");
@@ -213,26 +214,9 @@ pub(crate) fn build(target: &Path) -> Result<PathBuf> {
     Ok(target.join("release/brickraft"))
 }
 
-pub(crate) fn load_average() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace().next().unwrap_or("?").into()
-}
-
-pub(crate) fn output(program: &str, args: &[&str]) -> String {
-    let out = Command::new(program).args(args).current_dir(root()).output();
-    out.ok().map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).filter(|s| !s.is_empty()).unwrap_or_else(|| "unknown".into())
-}
-
 fn setting(options: &Options, peer: String) -> Result<Setting> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
     Ok(Setting {
-        command: format!("cargo run --release -p brickraft-perf -- {}", args.join(" ")),
-        date: output("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
-        commit: output("git", &["describe", "--always", "--dirty"]),
-        kernel: format!("Linux {}", output("uname", &["-r"])),
-        processors: std::thread::available_parallelism().context("count processors")?.get(),
-        load_average_before: load_average(),
-        load_average_after: String::new(),
+        circumstances: Circumstances::now(load_average())?,
         peer,
         peer_name: if options.against.is_some() { "before".into() } else { "etcd".into() },
         seconds: options.seconds,

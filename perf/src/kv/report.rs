@@ -2,6 +2,7 @@
 
 use super::leader_kill::Trial;
 use super::work::{Target, Work};
+use crate::circumstances::Circumstances;
 use crate::proc::Memory;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -141,13 +142,8 @@ impl Outcome {
 /// What was run, where, and on what.
 #[derive(Debug, Serialize)]
 pub(crate) struct Setting {
-    pub(crate) command: String,
-    pub(crate) date: String,
-    pub(crate) commit: String,
-    pub(crate) kernel: String,
-    pub(crate) processors: usize,
-    pub(crate) load_average_before: String,
-    pub(crate) load_average_after: String,
+    #[serde(flatten)]
+    pub(crate) circumstances: Circumstances,
     pub(crate) peer: String,
     pub(crate) peer_name: String,
     pub(crate) seconds: f64,
@@ -157,16 +153,10 @@ pub(crate) struct Setting {
 impl Setting {
     fn text(&self) -> String {
         format!(
-            "`{}`, {}, commit {}, {}, {} processors, load average {} before and {} after; against {}. \
+            "{}; against {}. \
              {} rounds of {} s in turns, medians. Three members of each on loopback, one system at a time; nobody is pinned to a \
              processor; the load generator is one thread. CPU is that of all three server processes.\n\n",
-            self.command,
-            self.date,
-            self.commit,
-            self.kernel,
-            self.processors,
-            self.load_average_before,
-            self.load_average_after,
+            self.circumstances.text(),
             self.peer,
             self.rounds,
             self.seconds

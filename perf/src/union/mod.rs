@@ -5,7 +5,8 @@ mod report;
 mod systems;
 mod work;
 
-use crate::kv::{build, load_average, output, root};
+use crate::circumstances::{Circumstances, load_average};
+use crate::kv::{build, root};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use lower::Lower;
@@ -93,15 +94,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             at.end()?;
         }
     }
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut circumstances = Circumstances::now(before)?;
+    circumstances.ended();
     let setting = report::Setting {
-        command: format!("cargo run --release -p brickraft-perf -- {}", args.join(" ")),
-        date: output("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
-        commit: output("git", &["describe", "--always", "--dirty"]),
-        kernel: format!("Linux {}", output("uname", &["-r"])),
-        processors: std::thread::available_parallelism().context("count processors")?.get(),
-        load_average_before: before,
-        load_average_after: load_average(),
+        circumstances,
         lower: lower.described.clone(),
         versions: systems.iter().map(|s| s.version(&brickraft)).collect(),
         rounds: options.rounds,

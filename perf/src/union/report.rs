@@ -2,6 +2,7 @@
 
 use super::systems::System;
 use super::work::Work;
+use crate::circumstances::Circumstances;
 use crate::kv::report::{aligned, median};
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -12,13 +13,8 @@ use std::path::Path;
 /// What was run, where, and on what.
 #[derive(Debug, Serialize)]
 pub(crate) struct Setting {
-    pub(crate) command: String,
-    pub(crate) date: String,
-    pub(crate) commit: String,
-    pub(crate) kernel: String,
-    pub(crate) processors: usize,
-    pub(crate) load_average_before: String,
-    pub(crate) load_average_after: String,
+    #[serde(flatten)]
+    pub(crate) circumstances: Circumstances,
     pub(crate) lower: String,
     pub(crate) versions: Vec<String>,
     pub(crate) rounds: u32,
@@ -27,15 +23,9 @@ pub(crate) struct Setting {
 impl Setting {
     fn text(&self) -> String {
         format!(
-            "`{}`, {}, commit {}, {}, {} processors, load average {} before and {} after. Read-only branch: {}. Systems: {}. \
+            "{}. Read-only branch: {}. Systems: {}. \
              Seconds, medians of {} rounds in turns; in parentheses: the multiple of overlayfs's time.\n\n",
-            self.command,
-            self.date,
-            self.commit,
-            self.kernel,
-            self.processors,
-            self.load_average_before,
-            self.load_average_after,
+            self.circumstances.text(),
             self.lower,
             self.versions.join(", "),
             self.rounds

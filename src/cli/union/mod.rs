@@ -4,11 +4,11 @@ mod control;
 mod options;
 mod words;
 
-use super::mount::{READY, in_background};
+use super::mount::{in_background, is_live, mounted_on};
 use super::print::Printer;
 use crate::client::VolumeClient;
 use anyhow::{Context, Result, bail, ensure};
-use brickraft_fs::fuse::{Caching, UnionMount, UnionMountOptions, detach, set_flags};
+use brickraft_fs::fuse::{Caching, UnionMount, UnionMountOptions, set_flags};
 use brickraft_fs::union::{BranchChange, BranchConfig, BranchSource, Perm, Udba, Union, UnionConfig};
 use brickraft_fs::volume::Volume;
 use clap::{Args, Subcommand};
@@ -16,10 +16,8 @@ use control::{Asked, Control};
 use options::{BranchSpec, Change, Options, Place, branch_text};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 /// Threads that serve a union on local branches, for each processor: they wait for disks.
 const THREADS_PER_CPU: usize = 4;
@@ -97,10 +95,7 @@ pub(crate) fn run(args: &UnionArgs, print: Printer) -> Result<()> {
 
 /// True when what is mounted on `dir` (the last, where there are several) is a union of ours.
 fn is_union(dir: &Path) -> Result<bool> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    let unescape = |s: &str| s.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\");
-    let there = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>()).rfind(|f| f.len() > 2 && Path::new(&unescape(f[1])) == dir);
-    Ok(there.is_some_and(|f| f[2] == UnionMount::TYPE))
+    Ok(mounted_on(dir)?.last().is_some_and(|kind| kind == UnionMount::TYPE))
 }
 
 /// Opens volumes, each once.
@@ -181,18 +176,7 @@ fn serve(source: &str, dir: &Path, options: &Options, tell_ready: bool) -> Resul
     };
     // Nothing of the caller's file systems stays busy.
     let _ = std::env::set_current_dir("/");
-    if tell_ready {
-        println!("{READY}");
-        std::io::stdout().flush()?;
-    }
-    let mount_dir = dir.to_owned();
-    std::thread::spawn(move || {
-        while !stop.wanted() {
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        // Ends the session below.
-        let _ = detach(&mount_dir);
-    });
+    is_live(stop, dir, tell_ready)?;
     let ended = mount.wait().context("serve the mount");
     drop(control);
     volumes.close();

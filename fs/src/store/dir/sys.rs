@@ -338,15 +338,7 @@ pub(super) fn list_all(dir: &File) -> Res<Vec<Vec<u8>>> {
 
 /// What a stat's mode says.
 pub(super) fn kind(stat: &Stat) -> FileKind {
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => FileKind::Dir,
-        FileType::Symlink => FileKind::Symlink,
-        FileType::Fifo => FileKind::Fifo,
-        FileType::Socket => FileKind::Socket,
-        FileType::CharacterDevice => FileKind::CharDevice,
-        FileType::BlockDevice => FileKind::BlockDevice,
-        _ => FileKind::File,
-    }
+    FileType::from_raw_mode(stat.st_mode).into()
 }
 
 pub(super) fn is_dir(stat: &Stat) -> bool {

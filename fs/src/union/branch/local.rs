@@ -76,18 +76,6 @@ fn direct(at: At<'_>) -> Option<BorrowedFd<'_>> {
     }
 }
 
-fn kind_of(file_type: FileType) -> FileKind {
-    match file_type {
-        FileType::Directory => FileKind::Dir,
-        FileType::Symlink => FileKind::Symlink,
-        FileType::Fifo => FileKind::Fifo,
-        FileType::Socket => FileKind::Socket,
-        FileType::CharacterDevice => FileKind::CharDevice,
-        FileType::BlockDevice => FileKind::BlockDevice,
-        _ => FileKind::File,
-    }
-}
-
 #[allow(
     clippy::cast_sign_loss,
     clippy::cast_possible_truncation,
@@ -95,7 +83,7 @@ fn kind_of(file_type: FileType) -> FileKind {
     reason = "the types of stat's fields differ between architectures"
 )]
 fn stat_of(s: &fs::Stat) -> Stat {
-    let kind = kind_of(FileType::from_raw_mode(s.st_mode));
+    let kind = FileKind::from(FileType::from_raw_mode(s.st_mode));
     let device = matches!(kind, FileKind::CharDevice | FileKind::BlockDevice);
     Stat {
         id: ObjectId(s.st_dev as u64, s.st_ino as u64),
@@ -205,11 +193,11 @@ impl Branch for LocalBranch {
             }
             let kind = match entry.file_type() {
                 FileType::Unknown => match fs::statat(&own, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) => kind_of(FileType::from_raw_mode(stat.st_mode)),
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode).into(),
                     Err(rustix::io::Errno::NOENT) => continue,
                     Err(e) => return Err(e.into()),
                 },
-                known => kind_of(known),
+                known => known.into(),
             };
             each(Listed { name, ino: entry.ino(), kind });
         }
