@@ -192,7 +192,7 @@ pub struct Unmount(pub PathBuf);
 impl Drop for Unmount {
     fn drop(&mut self) {
         for _ in 0..50 {
-            let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+            let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
             if !mounts.lines().any(|l| l.split(' ').nth(1) == self.0.to_str()) {
                 return;
             }

@@ -106,6 +106,15 @@ impl Stack {
     }
 }
 
+/// Gives this thread, and what it starts, mounts of its own. Whoever copies the common ones (a container that starts beside us, `ip netns
+/// exec`) would hold an overlayfs after it was unmounted here, and its branches would be "busy" for the next.
+#[expect(deprecated, reason = "the table of descriptors stays shared, so it is sound; what replaces it is unsafe")]
+pub fn own_mounts() {
+    use rustix::thread::UnshareFlags;
+    rustix::thread::unshare(UnshareFlags::NEWNS | UnshareFlags::FS).expect("unshare");
+    run(&mut command(["mount", "--make-rprivate", "/"]));
+}
+
 /// Every name below `dir` but `dir` itself, relative, sorted.
 pub fn names(dir: &Path) -> Vec<PathBuf> {
     fn walk(top: &Path, dir: &Path, out: &mut Vec<PathBuf>) {
