@@ -6,6 +6,7 @@ mod killed;
 mod links;
 mod live;
 mod objects;
+mod passthrough;
 mod posix;
 mod replicated;
 mod stack;

@@ -23,11 +23,11 @@ entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 "#;
 
 /// Passed, failed, skipped, and the names of those that failed.
-fn count(system: System) -> (usize, usize, usize, Vec<String>) {
+fn count(system: System, more: &str) -> (usize, usize, usize, Vec<String>) {
     let suite = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/pjdfstest");
     assert!(suite.exists(), "{} is missing: run `cargo xtask setup`", suite.display());
     let stack = Stack::new(system);
-    stack.mount();
+    stack.mount_with(more);
     let configuration = stack.path("pjdfstest.toml");
     fs::write(&configuration, CONFIGURATION).expect("write");
     let ended = output(command([&suite]).arg("-c").arg(configuration).arg("-p").arg(stack.mnt()).env("NO_COLOR", "1"));
@@ -48,12 +48,14 @@ fn count(system: System) -> (usize, usize, usize, Vec<String>) {
 fn pjdfstest_passes() {
     if std::env::var("BRICKRAFT_PJDFSTEST").is_ok_and(|v| v == "all") {
         for system in [System::Overlayfs, System::FuseOverlayfs, System::Mergerfs] {
-            let (passed, failed, skipped, names) = count(system);
+            let (passed, failed, skipped, names) = count(system, "");
             println!("{system:?}: {passed} passed, {failed} failed, {skipped} skipped: {names:?}");
         }
     }
-    let (passed, failed, skipped, names) = count(System::Ours);
-    println!("Ours: {passed} passed, {failed} failed, {skipped} skipped: {names:?}");
-    assert_eq!(failed, 0, "{names:?}");
-    assert!(passed > 300, "only {passed} ran");
+    for options in ["", ",passthrough"] {
+        let (passed, failed, skipped, names) = count(System::Ours, options);
+        println!("Ours{options}: {passed} passed, {failed} failed, {skipped} skipped: {names:?}");
+        assert_eq!(failed, 0, "{options} {names:?}");
+        assert!(passed > 300, "{options}: only {passed} ran");
+    }
 }

@@ -196,12 +196,12 @@ impl Union {
         Ok(Entry { ino: node.ino, generation: 0, attr })
     }
 
-    /// Drops `count` references.
-    pub fn forget(&self, ino: u64, count: u64) {
-        if let Some(node) = self.table.forget(ino, count) {
-            lock(&self.files).remove(ino);
-            drop(node);
-        }
+    /// Drops `count` references; true if these were the last.
+    pub fn forget(&self, ino: u64, count: u64) -> bool {
+        let Some(node) = self.table.forget(ino, count) else { return false };
+        lock(&self.files).remove(ino);
+        drop(node);
+        true
     }
 
     /// The node of a name, no reference counted.

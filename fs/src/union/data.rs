@@ -143,13 +143,13 @@ impl Union {
         file.slot.branch.fsync(&file.handle, data_only)
     }
 
-    /// A descriptor of the file as it lies in a local branch, for FUSE passthrough; with `write` it is copied up first. `None` where there is
-    /// none (a volume's file).
+    /// A descriptor of the file as it lies in a local branch, and whether it can be written there, for FUSE passthrough. `None` where there is none
+    /// (a volume's file).
     ///
     /// # Errors
     /// As open(2).
-    pub fn backing(&self, ino: u64, write: bool) -> Res<Option<Arc<OwnedFd>>> {
-        let file = if write { self.opened_for_writing(ino)? } else { self.opened(&*self.table.get(ino)?, false)? };
-        Ok(file.slot.branch.descriptor(&file.handle))
+    pub fn backing(&self, ino: u64) -> Res<Option<(Arc<OwnedFd>, bool)>> {
+        let file = self.opened(&*self.table.get(ino)?, false)?;
+        Ok(file.slot.branch.descriptor(&file.handle).map(|fd| (fd, file.slot.writable())))
     }
 }

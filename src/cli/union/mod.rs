@@ -36,7 +36,7 @@ pub(crate) struct UnionArgs {
     #[arg(required = true)]
     dir: Option<PathBuf>,
     /// AUFS's options. br=BRANCH:BRANCH... (also br:, dirs=), topmost first, each with =rw, =ro or =rr (and +wh); a branch is a directory or HOST:VOLUME[/DIR].
-    /// create=tdp|rr|mfs|pmfs..., cpup=tdp|bup|bu, udba=none|reval, layout=aufs|overlay, always-whiteout, noplink, sum, dirren=off; ro, noatime, nodev...;
+    /// create=tdp|rr|mfs|pmfs..., cpup=tdp|bup|bu, udba=none|reval, layout=aufs|overlay, always-whiteout, noplink, sum, dirren=off, passthrough; ro, noatime, nodev...;
     /// remount with append:, prepend:, add:N:, mod:, del: on a live union
     #[arg(short = 'o')]
     options: Vec<String>,
@@ -205,6 +205,7 @@ fn mount_options(source: &str, options: &Options, local: bool) -> UnionMountOpti
         // Whoever else makes files in a branch must not turn an O_CREAT into EEXIST.
         create_by_mknod: local || options.union.udba == Udba::None,
         writeback: options.writeback,
+        passthrough: options.passthrough,
     }
 }
 

@@ -60,6 +60,7 @@ pub(super) struct Options {
     pub(super) flags_given: bool,
     pub(super) threads: Option<usize>,
     pub(super) writeback: bool,
+    pub(super) passthrough: bool,
     pub(super) client: ClientOptions,
     pub(super) backup: Vec<String>,
     pub(super) log_level: Option<String>,
@@ -79,6 +80,7 @@ impl Options {
             }
         }
         ensure!(out.remount || out.changes.is_empty(), "append, prepend, add, mod and del change a live union: give them with remount");
+        ensure!(!(out.passthrough && out.writeback), "writeback and passthrough exclude each other (the kernel's rule): give one");
         ensure!(!out.remount || out.branches.is_empty(), "branches of a live union are changed by append, prepend, add, mod and del");
         Ok(out)
     }
@@ -95,11 +97,13 @@ impl Options {
                 self.threads = Some(n.with_context(|| format!("option {word}: must be from 1 to 64"))?);
             }
             "writeback" => self.writeback = true,
+            "passthrough" => self.passthrough = true,
+            "nopassthrough" => self.passthrough = false,
             "log-level" => self.log_level = Some(crate::cli::mount::log_level(value)?.to_owned()),
             "log-file" => self.log_file = Some(plain(value)?),
             "op-timeout" => self.client.op_timeout = crate::cli::mount::seconds(name, value)?.max(Duration::from_secs(1)),
             "backup-volfile-servers" => self.backup.extend(value.split(':').map(with_port)),
-            "shwh" | "diropq" | "coo" | "fhsm" | "acsfs" | "refrof" | "passthrough" => bail!("option {name} is not supported yet"),
+            "shwh" | "diropq" | "coo" | "fhsm" | "acsfs" | "refrof" => bail!("option {name} is not supported yet"),
             _ => bail!("unknown option {word}"),
         }
         Ok(())
@@ -382,6 +386,7 @@ mod tests {
             ("cpup=best", "expected tdp, bup or bu"),
             ("udba=maybe", "expected none, reval or notify"),
             ("shwh", "not supported yet"),
+            ("passthrough,writeback", "exclude each other"),
         ] {
             let why = format!("{:#}", parse(bad).expect_err(bad));
             assert!(why.contains(said), "{bad}: {why}");

@@ -1,5 +1,6 @@
 //! What the kernel remembers of a union, and how it is made to forget.
 
+use super::opens::Opens;
 use super::{FOR_EVER, attach};
 use crate::union::Udba;
 use fuser::{INodeNo, InitFlags, Notifier};
@@ -68,12 +69,13 @@ pub struct Invalidator {
     notifier: Notifier,
     device: OwnedFd,
     kernel: Arc<Kernel>,
+    opens: Option<Arc<Opens>>,
     dir: PathBuf,
 }
 
 impl Invalidator {
-    pub(super) fn new(notifier: Notifier, device: OwnedFd, kernel: Arc<Kernel>, dir: PathBuf) -> Self {
-        Self { notifier, device, kernel, dir }
+    pub(super) fn new(notifier: Notifier, device: OwnedFd, kernel: Arc<Kernel>, opens: Option<Arc<Opens>>, dir: PathBuf) -> Self {
+        Self { notifier, device, kernel, opens, dir }
     }
 
     /// Drops all names that nobody uses, with those that do not exist among them, and lets the others expire; drops attributes and data of all
@@ -86,7 +88,8 @@ impl Invalidator {
                 let _ = self.expire(*parent, name);
             }
         }
-        for ino in inodes {
+        let moved = self.opens.as_ref().map(|o| o.moved(inodes)).unwrap_or_default();
+        for ino in inodes.iter().chain(&moved) {
             let _ = self.notifier.inval_inode(INodeNo(*ino), 0, 0);
         }
     }

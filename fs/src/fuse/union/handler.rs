@@ -2,6 +2,7 @@
 
 use super::UnionMountOptions;
 use super::cache::Kernel;
+use super::opens::{Answer, Candidate, Opens, PASSED_BYTES_MIN};
 use super::relief::Relief;
 use crate::fop::{Errno, FileKind, SetAttr};
 use crate::fuse::convert::{errno, file_attr, file_type, node_kind, time_or_now};
@@ -40,6 +41,8 @@ pub(super) struct UnionFs {
     names: Duration,
     attributes: Duration,
     relief: Arc<Relief>,
+    /// With `passthrough` alone.
+    opens: Option<Arc<Opens>>,
 }
 
 impl std::fmt::Debug for UnionFs {
@@ -49,14 +52,46 @@ impl std::fmt::Debug for UnionFs {
 }
 
 impl UnionFs {
-    pub(super) fn new(union: Arc<Union>, options: UnionMountOptions, kernel: Arc<Kernel>, relief: Arc<Relief>) -> Self {
+    pub(super) fn new(
+        union: Arc<Union>,
+        options: UnionMountOptions,
+        kernel: Arc<Kernel>,
+        relief: Arc<Relief>,
+        opens: Option<Arc<Opens>>,
+    ) -> Self {
         let (names, attributes) = (options.caching.names, options.caching.attributes);
-        Self { union, options, kernel, names, attributes, relief }
+        Self { union, options, kernel, names, attributes, relief, opens }
+    }
+
+    /// The inode number of a node: the same, but for moved files.
+    fn ino(&self, node: INodeNo) -> u64 {
+        self.opens.as_ref().map_or(node.0, |o| o.inode(node.0))
+    }
+
+    /// The node of an inode, and how long attributes may live that come with it: fuser takes its number for the inode's, so those of a moved file
+    /// must be asked for again.
+    fn node(&self, ino: u64) -> (INodeNo, Duration) {
+        let node = self.opens.as_ref().map_or(ino, |o| o.node(ino));
+        (INodeNo(node), if node == ino { Duration::MAX } else { Duration::ZERO })
+    }
+
+    /// The file, if it is one to pass through.
+    fn candidate(&self, ino: u64) -> Res<Option<Candidate>> {
+        let attr = self.union.getattr(ino)?;
+        if attr.kind != FileKind::File || attr.size < PASSED_BYTES_MIN {
+            return Ok(None);
+        }
+        let Some((file, writable)) = self.relief.patiently(|| self.union.backing(ino))? else { return Ok(None) };
+        let stat = rustix::fs::fstat(&*file)?;
+        Ok(Some(Candidate { file, id: (stat.st_dev, stat.st_ino), writable }))
     }
 
     fn entry(&self, result: Res<Entry>, reply: ReplyEntry) {
         match result {
-            Ok(e) => reply.entry_with_ttls(&self.attributes, &self.names, &file_attr(INodeNo(e.ino), &e.attr), Generation(e.generation)),
+            Ok(e) => {
+                let (node, ttl) = self.node(e.ino);
+                reply.entry_with_ttls(&ttl.min(self.attributes), &self.names, &file_attr(node, &e.attr), Generation(e.generation));
+            }
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -141,6 +176,15 @@ impl Filesystem for UnionFs {
         if self.options.writeback {
             wanted |= InitFlags::FUSE_WRITEBACK_CACHE;
         }
+        if self.opens.is_some() {
+            // One: another stacking file system may lie on top of the union.
+            if config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH) && config.set_max_stack_depth(1).is_ok() {
+                wanted |= InitFlags::FUSE_PASSTHROUGH;
+            } else {
+                self.opens = None;
+                tracing::warn!("this kernel passes no files through (FUSE_PASSTHROUGH, Linux 6.9): all are read through the union");
+            }
+        }
         // What the kernel lacks, it does without.
         let _ = config.add_capabilities(wanted & config.capabilities());
         let _ = config.set_max_write(PAYLOAD_MAX);
@@ -164,12 +208,18 @@ impl Filesystem for UnionFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.union.forget(ino.0, nlookup);
+        let ino = self.ino(ino);
+        if self.union.forget(ino, nlookup)
+            && let Some(opens) = &self.opens
+        {
+            opens.forget(ino);
+        }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.union.getattr(ino.0) {
-            Ok(attr) => reply.attr(&self.attributes, &file_attr(ino, &attr)),
+        let ino = self.ino(ino);
+        match self.union.getattr(ino) {
+            Ok(attr) => reply.attr(&self.attributes, &file_attr(INodeNo(ino), &attr)),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -195,8 +245,9 @@ impl Filesystem for UnionFs {
         let set = SetAttr { mode: mode.map(|m| m & 0o7777), uid, gid, size, atime: atime.map(time_or_now), mtime: mtime.map(time_or_now) };
         // fuser does not hand the kernel's own word on, FATTR_KILL_SUIDGID: who is not root has no CAP_FSETID.
         let kill_priv = mode.is_none() && (uid.is_some() || gid.is_some() || (size.is_some() && req.uid() != 0));
-        match self.union.setattr(ino.0, &set, kill_priv) {
-            Ok(attr) => reply.attr(&self.attributes, &file_attr(ino, &attr)),
+        let ino = self.ino(ino);
+        match self.union.setattr(ino, &set, kill_priv) {
+            Ok(attr) => reply.attr(&self.attributes, &file_attr(INodeNo(ino), &attr)),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -226,7 +277,7 @@ impl Filesystem for UnionFs {
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.entry(self.union.link(ino.0, newparent.0, newname.as_bytes()), reply);
+        self.entry(self.union.link(self.ino(ino), newparent.0, newname.as_bytes()), reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -250,9 +301,21 @@ impl Filesystem for UnionFs {
         empty(self.relief.patiently(|| self.union.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), flags.bits())), reply);
     }
 
-    /// There are no open files.
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(fuser::Errno::ENOSYS);
+    /// There are no open files, but with `passthrough`.
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let Some(opens) = &self.opens else { return reply.error(fuser::Errno::ENOSYS) };
+        let candidate = match self.candidate(self.ino(ino)) {
+            Ok(candidate) => candidate,
+            Err(e) => return reply.error(errno(e)),
+        };
+        let write = flags.acc_mode() != fuser::OpenAccMode::O_RDONLY;
+        let answer = opens.open(ino.0, write, candidate.as_ref(), |file| reply.open_backing(file));
+        let (handle, flags) = answer.handle();
+        match answer {
+            Answer::Cached { .. } => reply.opened(handle, flags),
+            Answer::Passed(backing) => reply.opened_passthrough(handle, flags, &backing),
+            Answer::Moved => reply.error(fuser::Errno::ESTALE),
+        }
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -263,17 +326,20 @@ impl Filesystem for UnionFs {
         reply.error(fuser::Errno::ENOSYS);
     }
 
-    /// Comes only for files that CREATE opened.
+    /// Comes only for files that CREATE or OPEN opened.
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
+        ino: INodeNo,
+        fh: FileHandle,
         _flags: OpenFlags,
         _lock: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        if let Some(opens) = &self.opens {
+            opens.release(ino.0, fh);
+        }
         reply.ok();
     }
 
@@ -291,14 +357,20 @@ impl Filesystem for UnionFs {
         };
         match made {
             Ok(e) => {
-                let attr = file_attr(INodeNo(e.ino), &e.attr);
-                reply.created(
-                    &self.attributes.min(self.names),
-                    &attr,
-                    Generation(e.generation),
-                    FileHandle(0),
-                    FopenFlags::FOPEN_KEEP_CACHE,
-                );
+                let (mut node, mut ttl) = self.node(e.ino);
+                let (mut handle, mut flags) = (FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+                if let Some(opens) = &self.opens {
+                    let open = |node: INodeNo| opens.open(node.0, true, None, |_| Err(io::ErrorKind::Unsupported.into()));
+                    let mut answer = open(node);
+                    // What was there already may be passed through to others.
+                    if matches!(answer, Answer::Moved) {
+                        (node, ttl) = self.node(e.ino);
+                        answer = open(node);
+                    }
+                    (handle, flags) = answer.handle();
+                }
+                let attr = file_attr(node, &e.attr);
+                reply.created(&self.attributes.min(self.names).min(ttl), &attr, Generation(e.generation), handle, flags);
             }
             Err(e) => reply.error(errno(e)),
         }
@@ -320,7 +392,7 @@ impl Filesystem for UnionFs {
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }
-            match self.relief.patiently(|| self.union.read(ino.0, offset, &mut buffer[..size])) {
+            match self.relief.patiently(|| self.union.read(self.ino(ino), offset, &mut buffer[..size])) {
                 Ok(n) => reply.data(&buffer[..n]),
                 Err(e) => reply.error(errno(e)),
             }
@@ -340,18 +412,18 @@ impl Filesystem for UnionFs {
         reply: ReplyWrite,
     ) {
         let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.relief.patiently(|| self.union.write(ino.0, offset, data, kill_priv)) {
+        match self.relief.patiently(|| self.union.write(self.ino(ino), offset, data, kill_priv)) {
             Ok(()) => reply.written(u32::try_from(data.len()).expect("a request's payload")),
             Err(e) => reply.error(errno(e)),
         }
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        empty(self.union.fsync(ino.0, datasync), reply);
+        empty(self.union.fsync(self.ino(ino), datasync), reply);
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        empty(self.union.fsync(ino.0, datasync), reply);
+        empty(self.union.fsync(self.ino(ino), datasync), reply);
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -372,14 +444,10 @@ impl Filesystem for UnionFs {
             self.union.readdir(ino.0, offset, true, &mut |e| {
                 let name = OsStr::from_bytes(e.name);
                 match &e.entry {
-                    Some(entry) => reply.add(
-                        INodeNo(entry.ino),
-                        e.cookie,
-                        name,
-                        &ttl,
-                        &file_attr(INodeNo(entry.ino), &entry.attr),
-                        Generation(entry.generation),
-                    ),
+                    Some(entry) => {
+                        let (node, at_most) = self.node(entry.ino);
+                        reply.add(node, e.cookie, name, &ttl.min(at_most), &file_attr(node, &entry.attr), Generation(entry.generation))
+                    }
                     // A name and a number, and nothing for the kernel to remember: `.` and `..`.
                     None if matches!(e.name, b"." | b"..") => {
                         let attr = FileAttr { ino: INodeNo(e.ino), kind: file_type(e.kind), ..nobody() };
@@ -407,33 +475,33 @@ impl Filesystem for UnionFs {
         if self.own_xattr(ino, name).is_some() {
             return reply.error(fuser::Errno::EPERM);
         }
-        empty(self.union.setxattr(ino.0, name.as_bytes(), value, flags.cast_unsigned()), reply);
+        empty(self.union.setxattr(self.ino(ino), name.as_bytes(), value, flags.cast_unsigned()), reply);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = self.own_xattr(ino, name).unwrap_or_else(|| self.union.getxattr(ino.0, name.as_bytes()));
+        let value = self.own_xattr(ino, name).unwrap_or_else(|| self.union.getxattr(self.ino(ino), name.as_bytes()));
         xattr(value, size, reply);
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        xattr(self.union.listxattr(ino.0), size, reply);
+        xattr(self.union.listxattr(self.ino(ino)), size, reply);
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if self.own_xattr(ino, name).is_some() {
             return reply.error(fuser::Errno::EPERM);
         }
-        empty(self.union.removexattr(ino.0, name.as_bytes()), reply);
+        empty(self.union.removexattr(self.ino(ino), name.as_bytes()), reply);
     }
 
     fn fallocate(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        empty(self.union.fallocate(ino.0, offset, length, mode.cast_unsigned()), reply);
+        empty(self.union.fallocate(self.ino(ino), offset, length, mode.cast_unsigned()), reply);
     }
 
     fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let found = u64::try_from(offset)
             .map_err(|_| Errno::ENXIO)
-            .and_then(|offset| self.union.lseek(ino.0, offset, whence.cast_unsigned()))
+            .and_then(|offset| self.union.lseek(self.ino(ino), offset, whence.cast_unsigned()))
             .and_then(|at| i64::try_from(at).map_err(|_| Errno::EFBIG));
         match found {
             Ok(at) => reply.offset(at),
@@ -455,7 +523,7 @@ impl Filesystem for UnionFs {
         reply: ReplyWrite,
     ) {
         // The answer has 32 bits.
-        match self.union.copy_file_range(ino_in.0, offset_in, ino_out.0, offset_out, len.min(1 << 30)) {
+        match self.union.copy_file_range(self.ino(ino_in), offset_in, self.ino(ino_out), offset_out, len.min(1 << 30)) {
             Ok(n) => reply.written(u32::try_from(n).expect("at most what was asked for")),
             Err(e) => reply.error(errno(e)),
         }

@@ -2,11 +2,13 @@
 //!
 //! **There are no open files here**: OPEN, OPENDIR and FLUSH are answered with `ENOSYS`, after which the kernel never
 //! sends them again, nor any RELEASE, and keeps page and directory caches between one open and the next. What is left
-//! of an open is the LOOKUP of its name, and that is cached too. See ARCHITECTURE.md, "Union: the edge".
+//! of an open is the LOOKUP of its name, and that is cached too. With `passthrough` files are opened (`opens`). See
+//! ARCHITECTURE.md, "Union: the edge".
 
 mod attach;
 mod cache;
 mod handler;
+mod opens;
 mod relief;
 
 use crate::union::{BranchChange, Union, UnionError};
@@ -34,6 +36,9 @@ pub struct UnionMountOptions {
     pub create_by_mknod: bool,
     /// The kernel gathers writes. Not where somebody else writes to the branches.
     pub writeback: bool,
+    /// Large files of local branches are opened in the kernel (`FUSE_PASSTHROUGH`): read and written without us, at the price of a request at
+    /// each open and close of any file. Not with `writeback`.
+    pub passthrough: bool,
 }
 
 impl Default for UnionMountOptions {
@@ -45,6 +50,7 @@ impl Default for UnionMountOptions {
             threads: 8,
             create_by_mknod: true,
             writeback: false,
+            passthrough: false,
         }
     }
 }
@@ -74,13 +80,14 @@ impl UnionMount {
         config.clone_fd = true;
         let kernel = Arc::new(cache::Kernel::default());
         let relief = Arc::new(relief::Relief::default());
-        let fs = handler::UnionFs::new(union.clone(), options.clone(), kernel.clone(), relief.clone());
+        let opens = options.passthrough.then(|| Arc::new(opens::Opens::default()));
+        let fs = handler::UnionFs::new(union.clone(), options.clone(), kernel.clone(), relief.clone(), opens.clone());
         let session = fuser::Session::from_fd(fs, device, fuser::SessionACL::All, config).and_then(fuser::Session::spawn);
         let session = session.inspect_err(|_| {
             let _ = attach::detach(dir);
         })?;
         attach::read_ahead(dir);
-        let invalidator = Arc::new(Invalidator::new(session.notifier(), raw, kernel, dir.to_owned()));
+        let invalidator = Arc::new(Invalidator::new(session.notifier(), raw, kernel, opens, dir.to_owned()));
         relief.start(invalidator.clone())?;
         Ok(Self { session, invalidator, union })
     }

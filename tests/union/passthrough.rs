@@ -1,0 +1,92 @@
+//! `passthrough`: large files are read and written in the kernel, and seen as ever.
+
+use crate::stack::{Stack, System, fingerprint};
+use crate::support::{command, fsx, run};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+const LARGE_BYTES: usize = 32 << 20;
+
+fn mounted() -> Stack {
+    let stack = Stack::new(System::Ours);
+    let content: Vec<u8> = (0..LARGE_BYTES).map(|i| (i / 7 % 251) as u8).collect();
+    fs::write(stack.lower().join("large"), content).expect("write below");
+    fs::write(stack.lower().join("small"), "small").expect("write below");
+    stack.mount_with(",passthrough,udba=none");
+    stack
+}
+
+/// What the serving process has read and written so far, bytes.
+fn moved(stack: &Stack) -> u64 {
+    let pid = run(command(["getfattr", "--only-values", "-n", "user.brickraft.pid"]).arg(stack.mnt()));
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).expect("the serving process");
+    let of = |name: &str| io.lines().find_map(|l| l.strip_prefix(name)).expect(name).trim().parse::<u64>().expect("a number");
+    of("rchar:") + of("wchar:")
+}
+
+#[test]
+fn large_files_are_read_and_written_without_the_server() {
+    let stack = mounted();
+    let before = fingerprint(&stack.lower());
+    let start = moved(&stack);
+    assert!(fs::read(stack.mnt().join("large")).expect("read") == fs::read(stack.lower().join("large")).expect("read"));
+    let read = moved(&stack) - start;
+    assert!(read < 1 << 20, "the server moved {read} bytes for a read");
+    // A copy-up is the server's; what is written then is not.
+    OpenOptions::new().append(true).open(stack.mnt().join("large")).expect("open").write_all(b"!").expect("append");
+    let start = moved(&stack);
+    let file = OpenOptions::new().write(true).open(stack.mnt().join("large")).expect("open");
+    file.write_all_at(&vec![9; LARGE_BYTES], 0).expect("write");
+    drop(file);
+    let written = moved(&stack) - start;
+    assert!(written < 1 << 20, "the server moved {written} bytes for a write");
+    let content = fs::read(stack.upper().join("large")).expect("read above");
+    assert!(content.len() == LARGE_BYTES + 1 && content[..LARGE_BYTES].iter().all(|b| *b == 9) && content[LARGE_BYTES] == b'!');
+    // Small again: cached, and not with what the cache had before.
+    OpenOptions::new().write(true).open(stack.mnt().join("large")).expect("open").set_len(1000).expect("truncate");
+    assert_eq!(fs::read(stack.mnt().join("large")).expect("read"), vec![9; 1000]);
+    assert_eq!(fs::read_to_string(stack.mnt().join("small")).expect("read"), "small");
+    assert_eq!(fingerprint(&stack.lower()), before, "the read-only branch changed");
+}
+
+#[test]
+fn who_reads_a_lower_file_goes_on_and_others_see_its_copy() {
+    let stack = mounted();
+    let path = stack.mnt().join("large");
+    let old = File::open(&path).expect("open");
+    let at = |file: &File, offset: u64| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).map(|()| byte[0])
+    };
+    let was = at(&old, 5).expect("read");
+    let number = fs::metadata(&path).expect("stat").ino();
+    let writer = OpenOptions::new().read(true).write(true).open(&path).expect("open for writing");
+    writer.write_all_at(&[was + 1], 5).expect("write");
+    assert_eq!(at(&writer, 5).expect("read"), was + 1, "a writer sees what it wrote");
+    let new = File::open(&path).expect("open");
+    assert_eq!(at(&new, 5).expect("read"), was + 1, "who opens now sees the copy");
+    assert_eq!(at(&old, 5).expect("read"), was, "who opened before reads on");
+    writer.set_len(LARGE_BYTES as u64 + 1).expect("grow");
+    assert_eq!(fs::metadata(&path).expect("stat").len(), LARGE_BYTES as u64 + 1);
+    assert_eq!(at(&new, LARGE_BYTES as u64).expect("read"), 0);
+    let numbers = [&old, &new, &writer].map(|f| f.metadata().expect("stat").ino());
+    assert_eq!((numbers, fs::metadata(&path).expect("stat").ino()), ([number; 3], number), "one inode number");
+    fs::hard_link(&path, stack.mnt().join("link")).expect("link");
+    assert_eq!(fs::metadata(stack.mnt().join("link")).expect("stat").ino(), number);
+    fs::rename(stack.mnt().join("link"), stack.mnt().join("renamed")).expect("rename");
+    assert_eq!(at(&File::open(stack.mnt().join("renamed")).expect("open"), 5).expect("read"), was + 1);
+    drop((old, new, writer));
+    let mut content = Vec::new();
+    File::open(&path).expect("open").read_to_end(&mut content).expect("read");
+    assert!(content.len() == LARGE_BYTES + 1 && content[5] == was + 1);
+}
+
+#[test]
+fn programs_run_and_fsx_finds_no_mismatch() {
+    let stack = mounted();
+    fs::copy("/bin/bash", stack.mnt().join("bash")).expect("copy");
+    assert_eq!(run(command([stack.mnt().join("bash")]).args(["-c", "echo hello"])), "hello\n");
+    fs::write(stack.lower().join("fsx"), vec![0; 200_000]).expect("write below");
+    fsx(&stack.mnt().join("fsx"), &stack.path("work"), 10);
+}
