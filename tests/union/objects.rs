@@ -352,14 +352,14 @@ fn as_far_as_promised(case: &Case, seen: String) -> String {
 }
 
 /// All cases of some objects; how many, and what differs.
-fn compare(objects: &[Object]) -> (usize, Vec<String>) {
+fn compare(objects: &[Object], transport: &str) -> (usize, Vec<String>) {
     let cases: Vec<Case> = cases().into_iter().filter(|c| objects.contains(&c.object)).collect();
     let (ours, theirs) = (Stack::in_memory(System::Ours), Stack::in_memory(System::Overlayfs));
     for stack in [&ours, &theirs] {
         prepare(stack, &cases);
     }
     let below = crate::stack::fingerprint(&ours.lower());
-    ours.mount_with(",udba=none");
+    ours.mount_with(&format!(",udba=none,{transport}"));
     theirs.mount();
     let mut wrong = Vec::new();
     let mut compare = |when: &str, case: &Case, a: String, b: String| {
@@ -386,8 +386,8 @@ fn compare(objects: &[Object]) -> (usize, Vec<String>) {
 fn every_object_through_every_operation_is_as_on_overlayfs() {
     crate::stack::own_mounts();
     let (mut count, mut wrong) = (0, Vec::new());
-    for objects in OBJECTS.chunks(4) {
-        let (cases, differ) = compare(objects);
+    for (objects, transport) in OBJECTS.chunks(4).zip(["noio_uring", "io_uring"].into_iter().cycle()) {
+        let (cases, differ) = compare(objects, transport);
         count += cases;
         wrong.extend(differ);
     }

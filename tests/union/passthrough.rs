@@ -8,12 +8,15 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 const LARGE_BYTES: usize = 32 << 20;
 
-fn mounted() -> Stack {
+/// By the device and by rings.
+const TRANSPORTS: [&str; 2] = ["noio_uring", "io_uring"];
+
+fn mounted(transport: &str) -> Stack {
     let stack = Stack::new(System::Ours);
     let content: Vec<u8> = (0..LARGE_BYTES).map(|i| (i / 7 % 251) as u8).collect();
     fs::write(stack.lower().join("large"), content).expect("write below");
     fs::write(stack.lower().join("small"), "small").expect("write below");
-    stack.mount_with(",passthrough,udba=none");
+    stack.mount_with(&format!(",passthrough,udba=none,{transport}"));
     stack
 }
 
@@ -27,7 +30,11 @@ fn moved(stack: &Stack) -> u64 {
 
 #[test]
 fn large_files_are_read_and_written_without_the_server() {
-    let stack = mounted();
+    TRANSPORTS.into_iter().for_each(read_and_write);
+}
+
+fn read_and_write(transport: &str) {
+    let stack = mounted(transport);
     let before = fingerprint(&stack.lower());
     let start = moved(&stack);
     assert!(fs::read(stack.mnt().join("large")).expect("read") == fs::read(stack.lower().join("large")).expect("read"));
@@ -52,7 +59,11 @@ fn large_files_are_read_and_written_without_the_server() {
 
 #[test]
 fn who_reads_a_lower_file_goes_on_and_others_see_its_copy() {
-    let stack = mounted();
+    TRANSPORTS.into_iter().for_each(read_across_a_copy_up);
+}
+
+fn read_across_a_copy_up(transport: &str) {
+    let stack = mounted(transport);
     let path = stack.mnt().join("large");
     let old = File::open(&path).expect("open");
     let at = |file: &File, offset: u64| {
@@ -84,9 +95,13 @@ fn who_reads_a_lower_file_goes_on_and_others_see_its_copy() {
 
 #[test]
 fn programs_run_and_fsx_finds_no_mismatch() {
-    let stack = mounted();
+    TRANSPORTS.into_iter().for_each(run_and_fsx);
+}
+
+fn run_and_fsx(transport: &str) {
+    let stack = mounted(transport);
     fs::copy("/bin/bash", stack.mnt().join("bash")).expect("copy");
     assert_eq!(run(command([stack.mnt().join("bash")]).args(["-c", "echo hello"])), "hello\n");
     fs::write(stack.lower().join("fsx"), vec![0; 200_000]).expect("write below");
-    fsx(&stack.mnt().join("fsx"), &stack.path("work"), 10);
+    fsx(&stack.mnt().join("fsx"), &stack.path("work"), 6);
 }

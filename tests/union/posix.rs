@@ -52,7 +52,7 @@ fn pjdfstest_passes() {
             println!("{system:?}: {passed} passed, {failed} failed, {skipped} skipped: {names:?}");
         }
     }
-    for options in ["", ",passthrough"] {
+    for options in [",noio_uring", ",io_uring", ",noio_uring,passthrough", ",io_uring,passthrough"] {
         let (passed, failed, skipped, names) = count(System::Ours, options);
         println!("Ours{options}: {passed} passed, {failed} failed, {skipped} skipped: {names:?}");
         assert_eq!(failed, 0, "{options} {names:?}");

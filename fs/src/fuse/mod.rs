@@ -8,7 +8,9 @@ mod dirs;
 mod fences;
 mod handler;
 mod nodes;
+mod ring;
 mod union;
+mod wire;
 
 use crate::volume::Volume;
 use fuser::{Config, MountOption, SessionACL};
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 pub use fences::FENCE_IOCTL;
 pub use handler::VolumeFs;
+pub use ring::Transport;
 pub use union::{Caching, Invalidator, MountFlags, UnionMount, UnionMountOptions, detach, set_flags};
 
 /// How a volume is mounted.

@@ -206,6 +206,7 @@ fn mount_options(source: &str, options: &Options, local: bool) -> UnionMountOpti
         create_by_mknod: local || options.union.udba == Udba::None,
         writeback: options.writeback,
         passthrough: options.passthrough,
+        transport: options.transport,
     }
 }
 

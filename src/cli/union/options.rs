@@ -4,7 +4,7 @@ use super::words::{cut, escaped, plain};
 use crate::client::ClientOptions;
 use crate::management::with_port;
 use anyhow::{Context, Result, bail, ensure};
-use brickraft_fs::fuse::MountFlags;
+use brickraft_fs::fuse::{MountFlags, Transport};
 use brickraft_fs::union::{Perm, UnionConfig};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -61,6 +61,7 @@ pub(super) struct Options {
     pub(super) threads: Option<usize>,
     pub(super) writeback: bool,
     pub(super) passthrough: bool,
+    pub(super) transport: Transport,
     pub(super) client: ClientOptions,
     pub(super) backup: Vec<String>,
     pub(super) log_level: Option<String>,
@@ -98,6 +99,8 @@ impl Options {
             }
             "writeback" => self.writeback = true,
             "passthrough" => self.passthrough = true,
+            "io_uring" => self.transport = Transport::Ring,
+            "noio_uring" => self.transport = Transport::Device,
             "nopassthrough" => self.passthrough = false,
             "log-level" => self.log_level = Some(crate::cli::mount::log_level(value)?.to_owned()),
             "log-file" => self.log_file = Some(plain(value)?),

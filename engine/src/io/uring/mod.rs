@@ -9,6 +9,8 @@
 //! own descriptor can be polled.
 #![allow(unsafe_code, reason = "submission queue entries carry raw pointers to buffers that Driver owns")]
 
+pub mod fuse;
+
 use super::AlignedBuf;
 use bytes::Bytes;
 use io_uring::{IoUring, opcode, squeue, types};

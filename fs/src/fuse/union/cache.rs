@@ -67,14 +67,14 @@ impl Kernel {
 #[derive(Debug)]
 pub struct Invalidator {
     notifier: Notifier,
-    device: OwnedFd,
+    device: Arc<OwnedFd>,
     kernel: Arc<Kernel>,
-    opens: Option<Arc<Opens>>,
+    opens: Arc<Opens>,
     dir: PathBuf,
 }
 
 impl Invalidator {
-    pub(super) fn new(notifier: Notifier, device: OwnedFd, kernel: Arc<Kernel>, opens: Option<Arc<Opens>>, dir: PathBuf) -> Self {
+    pub(super) fn new(notifier: Notifier, device: Arc<OwnedFd>, kernel: Arc<Kernel>, opens: Arc<Opens>, dir: PathBuf) -> Self {
         Self { notifier, device, kernel, opens, dir }
     }
 
@@ -88,7 +88,7 @@ impl Invalidator {
                 let _ = self.expire(*parent, name);
             }
         }
-        let moved = self.opens.as_ref().map(|o| o.moved(inodes)).unwrap_or_default();
+        let moved = self.opens.moved(inodes);
         for ino in inodes.iter().chain(&moved) {
             let _ = self.notifier.inval_inode(INodeNo(*ino), 0, 0);
         }
@@ -116,7 +116,7 @@ impl Invalidator {
         }
         message.extend_from_slice(name);
         message.push(0);
-        rustix::io::write(&self.device, &message)?;
+        rustix::io::write(&*self.device, &message)?;
         Ok(())
     }
 }

@@ -1,31 +1,29 @@
 //! [`fuser::Filesystem`] over a [`Union`].
 
-use super::UnionMountOptions;
-use super::cache::Kernel;
-use super::opens::{Answer, Candidate, Opens, PASSED_BYTES_MIN};
-use super::relief::Relief;
-use crate::fop::{Errno, FileKind, SetAttr};
+use super::edge::{Backing, Edge};
+use super::opens::Answer;
+use crate::fop::{Errno, SetAttr};
 use crate::fuse::convert::{errno, file_attr, file_type, node_kind, time_or_now};
-use crate::union::{Caller, Entry, Res, Union};
+use crate::fuse::ring::CAPABILITY;
+use crate::union::{Caller, Entry, Res};
 use fuser::{
-    CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
+    CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// The largest payload of one request.
-const PAYLOAD_MAX: u32 = 1 << 20;
+pub(super) const PAYLOAD_MAX: u32 = 1 << 20;
 /// Requests that the kernel may have in flight in the background (read-ahead, asynchronous writes).
 const BACKGROUND_MAX: u16 = 64;
-/// Attributes of a union as a whole, on its root: read them with getfattr(1).
-const XATTR: &str = "user.brickraft.";
 
 thread_local! {
     /// What this thread reads into.
@@ -33,89 +31,33 @@ thread_local! {
 }
 
 /// A union as a FUSE file system.
-pub(super) struct UnionFs {
-    union: Arc<Union>,
-    options: UnionMountOptions,
-    kernel: Arc<Kernel>,
-    /// How long names and attributes may live in the kernel; set by `init`.
-    names: Duration,
-    attributes: Duration,
-    relief: Arc<Relief>,
-    /// With `passthrough` alone.
-    opens: Option<Arc<Opens>>,
-}
+#[derive(Debug)]
+pub(super) struct UnionFs(pub(super) Arc<Edge>);
 
-impl std::fmt::Debug for UnionFs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("UnionFs").field("options", &self.options).finish_non_exhaustive()
+impl Deref for UnionFs {
+    type Target = Edge;
+
+    fn deref(&self) -> &Edge {
+        &self.0
     }
 }
 
 impl UnionFs {
-    pub(super) fn new(
-        union: Arc<Union>,
-        options: UnionMountOptions,
-        kernel: Arc<Kernel>,
-        relief: Arc<Relief>,
-        opens: Option<Arc<Opens>>,
-    ) -> Self {
-        let (names, attributes) = (options.caching.names, options.caching.attributes);
-        Self { union, options, kernel, names, attributes, relief, opens }
-    }
-
-    /// The inode number of a node: the same, but for moved files.
-    fn ino(&self, node: INodeNo) -> u64 {
-        self.opens.as_ref().map_or(node.0, |o| o.inode(node.0))
-    }
-
-    /// The node of an inode, and how long attributes may live that come with it: fuser takes its number for the inode's, so those of a moved file
-    /// must be asked for again.
-    fn node(&self, ino: u64) -> (INodeNo, Duration) {
-        let node = self.opens.as_ref().map_or(ino, |o| o.node(ino));
-        (INodeNo(node), if node == ino { Duration::MAX } else { Duration::ZERO })
-    }
-
-    /// The file, if it is one to pass through.
-    fn candidate(&self, ino: u64) -> Res<Option<Candidate>> {
-        let attr = self.union.getattr(ino)?;
-        if attr.kind != FileKind::File || attr.size < PASSED_BYTES_MIN {
-            return Ok(None);
-        }
-        let Some((file, writable)) = self.relief.patiently(|| self.union.backing(ino))? else { return Ok(None) };
-        let stat = rustix::fs::fstat(&*file)?;
-        Ok(Some(Candidate { file, id: (stat.st_dev, stat.st_ino), writable }))
-    }
-
     fn entry(&self, result: Res<Entry>, reply: ReplyEntry) {
         match result {
             Ok(e) => {
-                let (node, ttl) = self.node(e.ino);
-                reply.entry_with_ttls(&ttl.min(self.attributes), &self.names, &file_attr(node, &e.attr), Generation(e.generation));
+                let (node, ttl) = self.node_number(e.ino);
+                reply.entry_with_ttls(&ttl.min(self.attributes), &self.names(), &file_attr(node, &e.attr), Generation(e.generation));
             }
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    /// What the mount's root tells about the union; `None` for a name that is not ours.
-    fn own_xattr(&self, ino: INodeNo, name: &OsStr) -> Option<Res<Vec<u8>>> {
-        let name = name.to_str()?.strip_prefix(XATTR)?;
-        if ino != INodeNo::ROOT {
-            return None;
-        }
-        let config = self.union.config();
-        Some(Ok(match name {
-            "branches" => {
-                let all: Vec<String> = self.union.branches().iter().map(|b| format!("{}={}", b.label, b.perm)).collect();
-                all.join("\n").into_bytes()
-            }
-            "create" => config.create.to_string().into_bytes(),
-            "cpup" => config.copyup.to_string().into_bytes(),
-            "udba" => config.udba.to_string().into_bytes(),
-            "layout" => config.layout.to_string().into_bytes(),
-            "pid" => std::process::id().to_string().into_bytes(),
-            "version" => env!("CARGO_PKG_VERSION").as_bytes().to_vec(),
-            _ => return Some(Err(Errno::ENODATA)),
-        }))
+    /// The node of an inode, and how long attributes may live that come with it: fuser takes its number for the inode's, so those of a moved file
+    /// must be asked for again.
+    fn node_number(&self, ino: u64) -> (INodeNo, Duration) {
+        let node = self.node(ino);
+        (INodeNo(node), if node == ino { Duration::MAX } else { Duration::ZERO })
     }
 }
 
@@ -176,14 +118,18 @@ impl Filesystem for UnionFs {
         if self.options.writeback {
             wanted |= InitFlags::FUSE_WRITEBACK_CACHE;
         }
-        if self.opens.is_some() {
+        if self.options.passthrough {
             // One: another stacking file system may lie on top of the union.
-            if config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH) && config.set_max_stack_depth(1).is_ok() {
+            let passes = config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH) && config.set_max_stack_depth(1).is_ok();
+            if passes {
                 wanted |= InitFlags::FUSE_PASSTHROUGH;
             } else {
-                self.opens = None;
                 tracing::warn!("this kernel passes no files through (FUSE_PASSTHROUGH, Linux 6.9): all are read through the union");
             }
+            let _ = self.passes.set(passes);
+        }
+        if self.ring {
+            wanted |= InitFlags::from_bits_retain(CAPABILITY);
         }
         // What the kernel lacks, it does without.
         let _ = config.add_capabilities(wanted & config.capabilities());
@@ -191,7 +137,7 @@ impl Filesystem for UnionFs {
         let _ = config.set_max_readahead(PAYLOAD_MAX);
         let _ = config.set_max_background(BACKGROUND_MAX);
         self.kernel.found(config.capabilities());
-        self.names = self.kernel.names(self.options.caching.names);
+        let _ = self.names.set(self.kernel.names(self.options.caching.names));
         Ok(())
     }
 
@@ -202,22 +148,17 @@ impl Filesystem for UnionFs {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.relief.patiently(|| self.union.lookup(parent.0, name.as_bytes())) {
             // The kernel remembers that there is no such name.
-            Err(Errno::ENOENT) => reply.entry_with_ttls(&Duration::ZERO, &self.names, &nobody(), Generation(0)),
+            Err(Errno::ENOENT) => reply.entry_with_ttls(&Duration::ZERO, &self.names(), &nobody(), Generation(0)),
             result => self.entry(result, reply),
         }
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        let ino = self.ino(ino);
-        if self.union.forget(ino, nlookup)
-            && let Some(opens) = &self.opens
-        {
-            opens.forget(ino);
-        }
+        self.0.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let ino = self.ino(ino);
+        let ino = self.ino(ino.0);
         match self.union.getattr(ino) {
             Ok(attr) => reply.attr(&self.attributes, &file_attr(INodeNo(ino), &attr)),
             Err(e) => reply.error(errno(e)),
@@ -245,7 +186,7 @@ impl Filesystem for UnionFs {
         let set = SetAttr { mode: mode.map(|m| m & 0o7777), uid, gid, size, atime: atime.map(time_or_now), mtime: mtime.map(time_or_now) };
         // fuser does not hand the kernel's own word on, FATTR_KILL_SUIDGID: who is not root has no CAP_FSETID.
         let kill_priv = mode.is_none() && (uid.is_some() || gid.is_some() || (size.is_some() && req.uid() != 0));
-        let ino = self.ino(ino);
+        let ino = self.ino(ino.0);
         match self.union.setattr(ino, &set, kill_priv) {
             Ok(attr) => reply.attr(&self.attributes, &file_attr(INodeNo(ino), &attr)),
             Err(e) => reply.error(errno(e)),
@@ -277,7 +218,7 @@ impl Filesystem for UnionFs {
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.entry(self.union.link(self.ino(ino), newparent.0, newname.as_bytes()), reply);
+        self.entry(self.union.link(self.ino(ino.0), newparent.0, newname.as_bytes()), reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -303,17 +244,18 @@ impl Filesystem for UnionFs {
 
     /// There are no open files, but with `passthrough`.
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let Some(opens) = &self.opens else { return reply.error(fuser::Errno::ENOSYS) };
-        let candidate = match self.candidate(self.ino(ino)) {
-            Ok(candidate) => candidate,
+        let write = flags.acc_mode() != fuser::OpenAccMode::O_RDONLY;
+        let answer = match self.0.open(ino.0, write, |file| reply.open_backing(file).map(Backing::Device)) {
+            Ok(answer) => answer,
             Err(e) => return reply.error(errno(e)),
         };
-        let write = flags.acc_mode() != fuser::OpenAccMode::O_RDONLY;
-        let answer = opens.open(ino.0, write, candidate.as_ref(), |file| reply.open_backing(file));
         let (handle, flags) = answer.handle();
-        match answer {
+        match &answer {
             Answer::Cached { .. } => reply.opened(handle, flags),
-            Answer::Passed(backing) => reply.opened_passthrough(handle, flags, &backing),
+            Answer::Passed(backing) => match &**backing {
+                Backing::Device(backing) => reply.opened_passthrough(handle, flags, backing),
+                Backing::Ring(_) => reply.error(fuser::Errno::EIO),
+            },
             Answer::Moved => reply.error(fuser::Errno::ESTALE),
         }
     }
@@ -337,40 +279,16 @@ impl Filesystem for UnionFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if let Some(opens) = &self.opens {
-            opens.release(ino.0, fh);
-        }
+        self.0.release(ino.0, fh);
         reply.ok();
     }
 
-    /// Without it the kernel sends MKNOD, and nothing when the file is closed.
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
-        if self.options.create_by_mknod {
-            return reply.error(fuser::Errno::ENOSYS);
-        }
-        let made = match self.union.mknod(parent.0, name.as_bytes(), FileKind::File, mode & 0o7777, 0, &caller(req, umask)) {
-            // Somebody else was faster: without O_EXCL that is an open of what it made.
-            Err(Errno::EEXIST) if flags.cast_unsigned() & rustix::fs::OFlags::EXCL.bits() == 0 => {
-                self.union.lookup(parent.0, name.as_bytes())
-            }
-            made => made,
-        };
-        match made {
-            Ok(e) => {
-                let (mut node, mut ttl) = self.node(e.ino);
-                let (mut handle, mut flags) = (FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
-                if let Some(opens) = &self.opens {
-                    let open = |node: INodeNo| opens.open(node.0, true, None, |_| Err(io::ErrorKind::Unsupported.into()));
-                    let mut answer = open(node);
-                    // What was there already may be passed through to others.
-                    if matches!(answer, Answer::Moved) {
-                        (node, ttl) = self.node(e.ino);
-                        answer = open(node);
-                    }
-                    (handle, flags) = answer.handle();
-                }
+        match self.0.create(parent.0, name.as_bytes(), mode, flags.cast_unsigned(), &caller(req, umask)) {
+            Ok((e, handle, flags)) => {
+                let (node, ttl) = self.node_number(e.ino);
                 let attr = file_attr(node, &e.attr);
-                reply.created(&self.attributes.min(self.names).min(ttl), &attr, Generation(e.generation), handle, flags);
+                reply.created(&self.attributes.min(self.names()).min(ttl), &attr, Generation(e.generation), handle, flags);
             }
             Err(e) => reply.error(errno(e)),
         }
@@ -392,7 +310,7 @@ impl Filesystem for UnionFs {
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }
-            match self.relief.patiently(|| self.union.read(self.ino(ino), offset, &mut buffer[..size])) {
+            match self.relief.patiently(|| self.union.read(self.ino(ino.0), offset, &mut buffer[..size])) {
                 Ok(n) => reply.data(&buffer[..n]),
                 Err(e) => reply.error(errno(e)),
             }
@@ -412,18 +330,18 @@ impl Filesystem for UnionFs {
         reply: ReplyWrite,
     ) {
         let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.relief.patiently(|| self.union.write(self.ino(ino), offset, data, kill_priv)) {
+        match self.relief.patiently(|| self.union.write(self.ino(ino.0), offset, data, kill_priv)) {
             Ok(()) => reply.written(u32::try_from(data.len()).expect("a request's payload")),
             Err(e) => reply.error(errno(e)),
         }
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        empty(self.union.fsync(self.ino(ino), datasync), reply);
+        empty(self.union.fsync(self.ino(ino.0), datasync), reply);
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        empty(self.union.fsync(self.ino(ino), datasync), reply);
+        empty(self.union.fsync(self.ino(ino.0), datasync), reply);
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -439,13 +357,13 @@ impl Filesystem for UnionFs {
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         // fuser has one time for both.
-        let ttl = self.names.min(self.attributes);
+        let ttl = self.names().min(self.attributes);
         let listed = self.relief.patiently(|| {
             self.union.readdir(ino.0, offset, true, &mut |e| {
                 let name = OsStr::from_bytes(e.name);
                 match &e.entry {
                     Some(entry) => {
-                        let (node, at_most) = self.node(entry.ino);
+                        let (node, at_most) = self.node_number(entry.ino);
                         reply.add(node, e.cookie, name, &ttl.min(at_most), &file_attr(node, &entry.attr), Generation(entry.generation))
                     }
                     // A name and a number, and nothing for the kernel to remember: `.` and `..`.
@@ -472,36 +390,36 @@ impl Filesystem for UnionFs {
     }
 
     fn setxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
-        if self.own_xattr(ino, name).is_some() {
+        if self.own_xattr(ino.0, name.as_bytes()).is_some() {
             return reply.error(fuser::Errno::EPERM);
         }
-        empty(self.union.setxattr(self.ino(ino), name.as_bytes(), value, flags.cast_unsigned()), reply);
+        empty(self.union.setxattr(self.ino(ino.0), name.as_bytes(), value, flags.cast_unsigned()), reply);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = self.own_xattr(ino, name).unwrap_or_else(|| self.union.getxattr(self.ino(ino), name.as_bytes()));
+        let value = self.own_xattr(ino.0, name.as_bytes()).unwrap_or_else(|| self.union.getxattr(self.ino(ino.0), name.as_bytes()));
         xattr(value, size, reply);
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        xattr(self.union.listxattr(self.ino(ino)), size, reply);
+        xattr(self.union.listxattr(self.ino(ino.0)), size, reply);
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if self.own_xattr(ino, name).is_some() {
+        if self.own_xattr(ino.0, name.as_bytes()).is_some() {
             return reply.error(fuser::Errno::EPERM);
         }
-        empty(self.union.removexattr(self.ino(ino), name.as_bytes()), reply);
+        empty(self.union.removexattr(self.ino(ino.0), name.as_bytes()), reply);
     }
 
     fn fallocate(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        empty(self.union.fallocate(self.ino(ino), offset, length, mode.cast_unsigned()), reply);
+        empty(self.union.fallocate(self.ino(ino.0), offset, length, mode.cast_unsigned()), reply);
     }
 
     fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let found = u64::try_from(offset)
             .map_err(|_| Errno::ENXIO)
-            .and_then(|offset| self.union.lseek(self.ino(ino), offset, whence.cast_unsigned()))
+            .and_then(|offset| self.union.lseek(self.ino(ino.0), offset, whence.cast_unsigned()))
             .and_then(|at| i64::try_from(at).map_err(|_| Errno::EFBIG));
         match found {
             Ok(at) => reply.offset(at),
@@ -523,7 +441,7 @@ impl Filesystem for UnionFs {
         reply: ReplyWrite,
     ) {
         // The answer has 32 bits.
-        match self.union.copy_file_range(self.ino(ino_in), offset_in, self.ino(ino_out), offset_out, len.min(1 << 30)) {
+        match self.union.copy_file_range(self.ino(ino_in.0), offset_in, self.ino(ino_out.0), offset_out, len.min(1 << 30)) {
             Ok(n) => reply.written(u32::try_from(n).expect("at most what was asked for")),
             Err(e) => reply.error(errno(e)),
         }

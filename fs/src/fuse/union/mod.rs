@@ -7,14 +7,18 @@
 
 mod attach;
 mod cache;
+mod edge;
 mod handler;
 mod opens;
 mod relief;
+mod serve;
 
+use super::ring::{Ring, Transport};
+use brickraft_engine::io::uring::fuse::FuseRequest;
 use crate::union::{BranchChange, Union, UnionError};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use attach::MountFlags;
@@ -39,6 +43,8 @@ pub struct UnionMountOptions {
     /// Large files of local branches are opened in the kernel (`FUSE_PASSTHROUGH`): read and written without us, at the price of a request at
     /// each open and close of any file. Not with `writeback`.
     pub passthrough: bool,
+    /// How requests come.
+    pub transport: Transport,
 }
 
 impl Default for UnionMountOptions {
@@ -51,6 +57,7 @@ impl Default for UnionMountOptions {
             create_by_mknod: true,
             writeback: false,
             passthrough: false,
+            transport: Transport::default(),
         }
     }
 }
@@ -59,6 +66,7 @@ impl Default for UnionMountOptions {
 #[derive(Debug)]
 pub struct UnionMount {
     session: fuser::BackgroundSession,
+    ring: Option<Ring>,
     invalidator: Arc<Invalidator>,
     union: Arc<Union>,
 }
@@ -72,24 +80,40 @@ impl UnionMount {
     /// # Errors
     /// What opening /dev/fuse or mount(2) says.
     pub fn new(union: Arc<Union>, dir: &Path, options: &UnionMountOptions) -> io::Result<Self> {
+        let by_ring = options.transport.wants_ring()?;
         let device = attach::attach(dir, Self::TYPE, options)?;
-        let raw = device.try_clone()?;
+        let raw = Arc::new(device.try_clone()?);
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;
-        config.n_threads = Some(options.threads.max(1));
+        // Beside rings the device has only FORGETs to tell.
+        config.n_threads = Some(if by_ring { 1 } else { options.threads.max(1) });
         config.clone_fd = true;
-        let kernel = Arc::new(cache::Kernel::default());
-        let relief = Arc::new(relief::Relief::default());
-        let opens = options.passthrough.then(|| Arc::new(opens::Opens::default()));
-        let fs = handler::UnionFs::new(union.clone(), options.clone(), kernel.clone(), relief.clone(), opens.clone());
-        let session = fuser::Session::from_fd(fs, device, fuser::SessionACL::All, config).and_then(fuser::Session::spawn);
-        let session = session.inspect_err(|_| {
+        let edge = Arc::new(edge::Edge {
+            union: union.clone(),
+            options: options.clone(),
+            kernel: Arc::default(),
+            names: OnceLock::new(),
+            attributes: options.caching.attributes,
+            relief: Arc::default(),
+            opens: Arc::default(),
+            passes: OnceLock::new(),
+            ring: by_ring,
+            device: Arc::clone(&raw),
+        });
+        let detached = |_: &io::Error| {
             let _ = attach::detach(dir);
-        })?;
+        };
+        let fs = handler::UnionFs(Arc::clone(&edge));
+        let session = fuser::Session::from_fd(fs, device, fuser::SessionACL::All, config).and_then(fuser::Session::spawn);
+        let session = session.inspect_err(detached)?;
+        let served = Arc::clone(&edge);
+        let serve = Arc::new(move |request: FuseRequest<'_>| served.serve(request));
+        let ring = by_ring.then(|| Ring::start(&raw, handler::PAYLOAD_MAX as usize, options.threads.max(1), &serve)).transpose();
+        let ring = ring.inspect_err(detached)?;
         attach::read_ahead(dir);
-        let invalidator = Arc::new(Invalidator::new(session.notifier(), raw, kernel, opens, dir.to_owned()));
-        relief.start(invalidator.clone())?;
-        Ok(Self { session, invalidator, union })
+        let invalidator = Arc::new(Invalidator::new(session.notifier(), raw, edge.kernel.clone(), edge.opens.clone(), dir.to_owned()));
+        edge.relief.start(invalidator.clone())?;
+        Ok(Self { session, ring, invalidator, union })
     }
 
     /// Changes branches, and makes the kernel forget what it knew.
@@ -110,7 +134,11 @@ impl UnionMount {
     /// # Errors
     /// What ended the session other than an unmount.
     pub fn wait(self) -> io::Result<()> {
-        self.session.join()
+        let ended = self.session.join();
+        if let Some(ring) = self.ring {
+            ring.join();
+        }
+        ended
     }
 }
 

@@ -8,7 +8,8 @@
 //!   file gets another node number, OPEN is answered with ESTALE, and the kernel looks the name up again, once. Who opened it before goes on
 //!   reading the lower file, as on overlayfs.
 
-use fuser::{BackingId, FileHandle, FopenFlags};
+use super::edge::Backing;
+use fuser::{FileHandle, FopenFlags};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -74,7 +75,7 @@ struct Inner<B> {
 
 /// The open handles of all files that have any. `B` is what the kernel knows a file by.
 #[derive(Debug)]
-pub(super) struct Opens<B = BackingId> {
+pub(super) struct Opens<B = Backing> {
     inner: Mutex<Inner<B>>,
     any_moved: AtomicBool,
     refused: AtomicBool,

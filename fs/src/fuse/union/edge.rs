@@ -1,0 +1,148 @@
+//! What both ways of a request share: the device, by fuser (`handler`), and the rings (`serve`).
+
+use super::UnionMountOptions;
+use super::cache::Kernel;
+use super::opens::{Answer, Candidate, Opens, PASSED_BYTES_MIN};
+use super::relief::Relief;
+use crate::fop::{Errno, FileKind};
+use crate::union::{Caller, Entry, ROOT_INO, Res, Union};
+use brickraft_engine::io::uring::fuse::FuseBacking;
+use fuser::{BackingId, FileHandle, FopenFlags};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// Attributes of a union as a whole, on its root: read them with getfattr(1).
+const XATTR: &str = "user.brickraft.";
+
+/// What the kernel knows a file below by, dropped when it should forget it.
+#[derive(Debug)]
+pub(super) enum Backing {
+    Device(BackingId),
+    Ring(FuseBacking),
+}
+
+/// A union at its mount.
+pub(super) struct Edge {
+    pub(super) union: Arc<Union>,
+    pub(super) options: UnionMountOptions,
+    pub(super) kernel: Arc<Kernel>,
+    /// How long names may live in the kernel, once it has said what it can do.
+    pub(super) names: OnceLock<Duration>,
+    pub(super) attributes: Duration,
+    pub(super) relief: Arc<Relief>,
+    /// Open files, with `passthrough` alone.
+    pub(super) opens: Arc<Opens>,
+    /// The kernel passes files through.
+    pub(super) passes: OnceLock<bool>,
+    /// Requests come by rings.
+    pub(super) ring: bool,
+    /// The connection, for requests by rings.
+    pub(super) device: Arc<OwnedFd>,
+}
+
+impl std::fmt::Debug for Edge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Edge").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Edge {
+    pub(super) fn names(&self) -> Duration {
+        self.names.get().copied().unwrap_or_default()
+    }
+
+    /// Open files, if files are opened here.
+    pub(super) fn opens(&self) -> Option<&Opens> {
+        self.passes.get().is_some_and(|p| *p).then_some(&*self.opens)
+    }
+
+    /// The inode number of a node: the same, but for moved files.
+    pub(super) fn ino(&self, node: u64) -> u64 {
+        self.opens().map_or(node, |o| o.inode(node))
+    }
+
+    /// The node of an inode.
+    pub(super) fn node(&self, ino: u64) -> u64 {
+        self.opens().map_or(ino, |o| o.node(ino))
+    }
+
+    /// FORGET.
+    pub(super) fn forget(&self, node: u64, count: u64) {
+        let ino = self.ino(node);
+        if self.union.forget(ino, count)
+            && let Some(opens) = self.opens()
+        {
+            opens.forget(ino);
+        }
+    }
+
+    /// OPEN, where files are opened; `register` makes a file known to the kernel.
+    pub(super) fn open(&self, node: u64, write: bool, register: impl FnOnce(&OwnedFd) -> io::Result<Backing>) -> Res<Answer<Backing>> {
+        let opens = self.opens().ok_or(Errno::ENOSYS)?;
+        let candidate = self.candidate(self.ino(node))?;
+        Ok(opens.open(node, write, candidate.as_ref(), register))
+    }
+
+    /// The file, if it is one to pass through.
+    fn candidate(&self, ino: u64) -> Res<Option<Candidate>> {
+        let attr = self.union.getattr(ino)?;
+        if attr.kind != FileKind::File || attr.size < PASSED_BYTES_MIN {
+            return Ok(None);
+        }
+        let Some((file, writable)) = self.relief.patiently(|| self.union.backing(ino))? else { return Ok(None) };
+        let stat = rustix::fs::fstat(&*file)?;
+        Ok(Some(Candidate { file, id: (stat.st_dev, stat.st_ino), writable }))
+    }
+
+    /// CREATE; without it the kernel sends MKNOD, and nothing when the file is closed.
+    pub(super) fn create(&self, parent: u64, name: &[u8], mode: u32, flags: u32, caller: &Caller) -> Res<(Entry, FileHandle, FopenFlags)> {
+        if self.options.create_by_mknod {
+            return Err(Errno::ENOSYS);
+        }
+        let entry = match self.union.mknod(parent, name, FileKind::File, mode & 0o7777, 0, caller) {
+            // Somebody else was faster: without O_EXCL that is an open of what it made.
+            Err(Errno::EEXIST) if flags & rustix::fs::OFlags::EXCL.bits() == 0 => self.union.lookup(parent, name)?,
+            made => made?,
+        };
+        let Some(opens) = self.opens() else { return Ok((entry, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE)) };
+        let open = || opens.open(self.node(entry.ino), true, None, |_| Err(io::ErrorKind::Unsupported.into()));
+        let mut answer = open();
+        // What was there already may be passed through to others.
+        if matches!(answer, Answer::Moved) {
+            answer = open();
+        }
+        let (handle, flags) = answer.handle();
+        Ok((entry, handle, flags))
+    }
+
+    /// RELEASE: comes only for files that CREATE or OPEN opened.
+    pub(super) fn release(&self, node: u64, handle: FileHandle) {
+        if let Some(opens) = self.opens() {
+            opens.release(node, handle);
+        }
+    }
+
+    /// What the mount's root tells about the union; `None` for a name that is not ours.
+    pub(super) fn own_xattr(&self, ino: u64, name: &[u8]) -> Option<Res<Vec<u8>>> {
+        let name = std::str::from_utf8(name).ok()?.strip_prefix(XATTR)?;
+        if ino != ROOT_INO {
+            return None;
+        }
+        let config = self.union.config();
+        Some(Ok(match name {
+            "branches" => {
+                let all: Vec<String> = self.union.branches().iter().map(|b| format!("{}={}", b.label, b.perm)).collect();
+                all.join("\n").into_bytes()
+            }
+            "create" => config.create.to_string().into_bytes(),
+            "cpup" => config.copyup.to_string().into_bytes(),
+            "udba" => config.udba.to_string().into_bytes(),
+            "layout" => config.layout.to_string().into_bytes(),
+            "pid" => std::process::id().to_string().into_bytes(),
+            "version" => env!("CARGO_PKG_VERSION").as_bytes().to_vec(),
+            _ => return Some(Err(Errno::ENODATA)),
+        }))
+    }
+}
