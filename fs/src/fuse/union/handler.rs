@@ -2,10 +2,11 @@
 
 use super::UnionMountOptions;
 use super::cache::Kernel;
+use super::lifetime::Lifetimes;
 use super::relief::Relief;
 use crate::fop::{Errno, FileKind, SetAttr};
 use crate::fuse::convert::{errno, file_attr, file_type, node_kind, time_or_now};
-use crate::union::{Caller, Entry, Res, Union};
+use crate::union::{Caller, Entry, Res, Udba, Union};
 use fuser::{
     CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
@@ -36,9 +37,8 @@ pub(super) struct UnionFs {
     union: Arc<Union>,
     options: UnionMountOptions,
     kernel: Arc<Kernel>,
-    /// How long names and attributes may live in the kernel; set by `init`.
-    names: Duration,
-    attributes: Duration,
+    /// How long names and attributes may live in the kernel.
+    life: Lifetimes,
     relief: Arc<Relief>,
 }
 
@@ -50,13 +50,17 @@ impl std::fmt::Debug for UnionFs {
 
 impl UnionFs {
     pub(super) fn new(union: Arc<Union>, options: UnionMountOptions, kernel: Arc<Kernel>, relief: Arc<Relief>) -> Self {
-        let (names, attributes) = (options.caching.names, options.caching.attributes);
-        Self { union, options, kernel, names, attributes, relief }
+        let life = Lifetimes::new(union.clone(), options.caching);
+        Self { union, options, kernel, life, relief }
     }
 
-    fn entry(&self, result: Res<Entry>, reply: ReplyEntry) {
+    /// Answers with what is under a name of `parent`; `seen`: before it was looked for.
+    fn entry(&self, parent: INodeNo, seen: u64, result: Res<Entry>, reply: ReplyEntry) {
         match result {
-            Ok(e) => reply.entry_with_ttls(&self.attributes, &self.names, &file_attr(INodeNo(e.ino), &e.attr), Generation(e.generation)),
+            Ok(e) => {
+                let (attr, name) = (self.life.attr(e.ino, &e.attr, seen), self.life.name(parent, seen));
+                reply.entry_with_ttls(&attr, &name, &file_attr(INodeNo(e.ino), &e.attr), Generation(e.generation));
+            }
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -75,7 +79,13 @@ impl UnionFs {
             }
             "create" => config.create.to_string().into_bytes(),
             "cpup" => config.copyup.to_string().into_bytes(),
+            "udba" if config.udba != Udba::None && !self.options.caching.notify => Udba::Reval.to_string().into_bytes(),
             "udba" => config.udba.to_string().into_bytes(),
+            "watched" => self.union.watched().to_string().into_bytes(),
+            "invalidated" => {
+                let (sent, everything) = self.kernel.counts();
+                format!("{sent} {everything}").into_bytes()
+            }
             "layout" => config.layout.to_string().into_bytes(),
             "pid" => std::process::id().to_string().into_bytes(),
             "version" => env!("CARGO_PKG_VERSION").as_bytes().to_vec(),
@@ -147,7 +157,7 @@ impl Filesystem for UnionFs {
         let _ = config.set_max_readahead(PAYLOAD_MAX);
         let _ = config.set_max_background(BACKGROUND_MAX);
         self.kernel.found(config.capabilities());
-        self.names = self.kernel.names(self.options.caching.names);
+        self.life.on(&self.kernel);
         Ok(())
     }
 
@@ -156,10 +166,11 @@ impl Filesystem for UnionFs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let seen = self.life.seen();
         match self.relief.patiently(|| self.union.lookup(parent.0, name.as_bytes())) {
             // The kernel remembers that there is no such name.
-            Err(Errno::ENOENT) => reply.entry_with_ttls(&Duration::ZERO, &self.names, &nobody(), Generation(0)),
-            result => self.entry(result, reply),
+            Err(Errno::ENOENT) => reply.entry_with_ttls(&Duration::ZERO, &self.life.name(parent, seen), &nobody(), Generation(0)),
+            result => self.entry(parent, seen, result, reply),
         }
     }
 
@@ -168,8 +179,9 @@ impl Filesystem for UnionFs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let seen = self.life.seen();
         match self.union.getattr(ino.0) {
-            Ok(attr) => reply.attr(&self.attributes, &file_attr(ino, &attr)),
+            Ok(attr) => reply.attr(&self.life.attr(ino.0, &attr, seen), &file_attr(ino, &attr)),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -195,8 +207,9 @@ impl Filesystem for UnionFs {
         let set = SetAttr { mode: mode.map(|m| m & 0o7777), uid, gid, size, atime: atime.map(time_or_now), mtime: mtime.map(time_or_now) };
         // fuser does not hand the kernel's own word on, FATTR_KILL_SUIDGID: who is not root has no CAP_FSETID.
         let kill_priv = mode.is_none() && (uid.is_some() || gid.is_some() || (size.is_some() && req.uid() != 0));
+        let seen = self.life.seen();
         match self.union.setattr(ino.0, &set, kill_priv) {
-            Ok(attr) => reply.attr(&self.attributes, &file_attr(ino, &attr)),
+            Ok(attr) => reply.attr(&self.life.attr(ino.0, &attr, seen), &file_attr(ino, &attr)),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -210,23 +223,28 @@ impl Filesystem for UnionFs {
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let Some(kind) = node_kind(mode) else { return reply.error(fuser::Errno::EINVAL) };
+        let seen = self.life.seen();
         let made = self
             .relief
             .patiently(|| self.union.mknod(parent.0, name.as_bytes(), kind, mode & 0o7777, u64::from(rdev), &caller(req, umask)));
-        self.entry(made, reply);
+        self.entry(parent, seen, made, reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.entry(self.relief.patiently(|| self.union.mkdir(parent.0, name.as_bytes(), mode & 0o7777, &caller(req, umask))), reply);
+        let seen = self.life.seen();
+        let made = self.relief.patiently(|| self.union.mkdir(parent.0, name.as_bytes(), mode & 0o7777, &caller(req, umask)));
+        self.entry(parent, seen, made, reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let seen = self.life.seen();
         let made = self.union.symlink(parent.0, link_name.as_bytes(), target.as_os_str().as_bytes(), &caller(req, 0));
-        self.entry(made, reply);
+        self.entry(parent, seen, made, reply);
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.entry(self.union.link(ino.0, newparent.0, newname.as_bytes()), reply);
+        let seen = self.life.seen();
+        self.entry(newparent, seen, self.union.link(ino.0, newparent.0, newname.as_bytes()), reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -282,6 +300,7 @@ impl Filesystem for UnionFs {
         if self.options.create_by_mknod {
             return reply.error(fuser::Errno::ENOSYS);
         }
+        let seen = self.life.seen();
         let made = match self.union.mknod(parent.0, name.as_bytes(), FileKind::File, mode & 0o7777, 0, &caller(req, umask)) {
             // Somebody else was faster: without O_EXCL that is an open of what it made.
             Err(Errno::EEXIST) if flags.cast_unsigned() & rustix::fs::OFlags::EXCL.bits() == 0 => {
@@ -293,7 +312,7 @@ impl Filesystem for UnionFs {
             Ok(e) => {
                 let attr = file_attr(INodeNo(e.ino), &e.attr);
                 reply.created(
-                    &self.attributes.min(self.names),
+                    &self.life.attr(e.ino, &e.attr, seen).min(self.life.name(parent, seen)),
                     &attr,
                     Generation(e.generation),
                     FileHandle(0),
@@ -366,8 +385,7 @@ impl Filesystem for UnionFs {
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        // fuser has one time for both.
-        let ttl = self.names.min(self.attributes);
+        let seen = self.life.seen();
         let listed = self.relief.patiently(|| {
             self.union.readdir(ino.0, offset, true, &mut |e| {
                 let name = OsStr::from_bytes(e.name);
@@ -376,7 +394,8 @@ impl Filesystem for UnionFs {
                         INodeNo(entry.ino),
                         e.cookie,
                         name,
-                        &ttl,
+                        // fuser has one time for both.
+                        &self.life.name(ino, seen).min(self.life.attr(entry.ino, &entry.attr, seen)),
                         &file_attr(INodeNo(entry.ino), &entry.attr),
                         Generation(entry.generation),
                     ),

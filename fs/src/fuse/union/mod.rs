@@ -7,9 +7,11 @@
 mod attach;
 mod cache;
 mod handler;
+mod lifetime;
+mod notify;
 mod relief;
 
-use crate::union::{BranchChange, Union, UnionError};
+use crate::union::{BranchChange, Udba, Union, UnionError, Watcher};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -55,6 +57,7 @@ pub struct UnionMount {
     session: fuser::BackgroundSession,
     invalidator: Arc<Invalidator>,
     union: Arc<Union>,
+    notify: Option<notify::Notify>,
 }
 
 impl UnionMount {
@@ -66,7 +69,12 @@ impl UnionMount {
     /// # Errors
     /// What opening /dev/fuse or mount(2) says.
     pub fn new(union: Arc<Union>, dir: &Path, options: &UnionMountOptions) -> io::Result<Self> {
-        let device = attach::attach(dir, Self::TYPE, options)?;
+        let mut options = options.clone();
+        let watcher = options.caching.notify.then(|| watch(&union)).flatten();
+        if options.caching.notify && watcher.is_none() {
+            options.caching = Caching::from(Udba::Reval);
+        }
+        let device = attach::attach(dir, Self::TYPE, &options)?;
         let raw = device.try_clone()?;
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;
@@ -74,7 +82,7 @@ impl UnionMount {
         config.clone_fd = true;
         let kernel = Arc::new(cache::Kernel::default());
         let relief = Arc::new(relief::Relief::default());
-        let fs = handler::UnionFs::new(union.clone(), options.clone(), kernel.clone(), relief.clone());
+        let fs = handler::UnionFs::new(union.clone(), options, kernel.clone(), relief.clone());
         let session = fuser::Session::from_fd(fs, device, fuser::SessionACL::All, config).and_then(fuser::Session::spawn);
         let session = session.inspect_err(|_| {
             let _ = attach::detach(dir);
@@ -82,7 +90,8 @@ impl UnionMount {
         attach::read_ahead(dir);
         let invalidator = Arc::new(Invalidator::new(session.notifier(), raw, kernel, dir.to_owned()));
         relief.start(invalidator.clone())?;
-        Ok(Self { session, invalidator, union })
+        let notify = watcher.map(|w| notify::Notify::start(w, union.clone(), invalidator.clone())).transpose()?;
+        Ok(Self { session, invalidator, union, notify })
     }
 
     /// Changes branches, and makes the kernel forget what it knew.
@@ -103,8 +112,20 @@ impl UnionMount {
     /// # Errors
     /// What ended the session other than an unmount.
     pub fn wait(self) -> io::Result<()> {
-        self.session.join()
+        let ended = self.session.join();
+        if let Some(notify) = self.notify {
+            notify.end();
+        }
+        ended
     }
+}
+
+/// Watches the branches, where that is possible.
+fn watch(union: &Union) -> Option<Arc<Watcher>> {
+    let loud = union.config().udba == Udba::Notify;
+    let watcher = union.watch(loud);
+    let text = "the branches cannot be watched: what others change there shows after a second";
+    watcher.inspect_err(|e| if loud { tracing::warn!(%e, text) } else { tracing::info!(%e, text) }).ok()
 }
 
 fn changer(union: &Arc<Union>, invalidator: &Arc<Invalidator>) -> impl Fn(BranchChange) -> Result<(), UnionError> + Send + Sync + 'static {
