@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn an_overflow_is_a_loss_and_so_is_what_says_nothing() {
-        let bytes = [message(OVERFLOW, 0, &[]), message(0x100, 7, &[record(1, b"")]), message(0x100, 7, &[record(DIR_AND_NAME, b"x\0")])].concat();
+        let bytes =
+            [message(OVERFLOW, 0, &[]), message(0x100, 7, &[record(1, b"")]), message(0x100, 7, &[record(DIR_AND_NAME, b"x\0")])].concat();
         let losses: Vec<bool> = events(&bytes).map(|e| e.is_loss()).collect();
         assert_eq!(losses, [true, true, false]);
     }
