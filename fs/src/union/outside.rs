@@ -62,7 +62,8 @@ impl Union {
         if attr.nlink != 1 || lock(&self.links).contains_key(&ino) {
             return false;
         }
-        self.table.find(ino).and_then(|node| node.place()).is_some_and(|(parent, _)| self.lasts(parent.ino))
+        let names = self.table.find(ino).map_or_else(Vec::new, |node| node.names());
+        !names.is_empty() && names.iter().all(|(parent, _)| self.lasts(parent.ino))
     }
 
     /// A directory was found to be made of other layers than it was, and no change of the branches explains it: nothing that is known below it can be
@@ -95,17 +96,19 @@ impl Union {
         for dir in &change.dirs {
             let stale = |dir, name: &[u8]| Stale { dir, name: Some(name.to_vec()), names: change.names, data: change.data };
             let name = &change.name[..];
-            if name == b"." {
-                out.push(Stale { dir: *dir, name: None, names: false, data: false });
-            } else if !is_private(name) {
+            if !is_private(name) && name != b"." {
                 out.push(stale(*dir, name));
-            } else if name == OPAQUE {
-                // What the directory is made of is found where it is looked up.
-                if let Some((parent, name)) = self.table.find(*dir).and_then(|node| node.place()) {
-                    out.push(stale(parent.ino, &name));
-                }
-            } else if !is_private(&name[WHITEOUT_PREFIX.len()..]) {
-                out.push(stale(*dir, &name[WHITEOUT_PREFIX.len()..]));
+                continue;
+            }
+            match name.strip_prefix(WHITEOUT_PREFIX) {
+                Some(hidden) if !is_private(hidden) => out.push(stale(*dir, hidden)),
+                _ => out.push(Stale { dir: *dir, name: None, names: false, data: false }),
+            }
+            if name == OPAQUE
+                && let Some((parent, name)) = self.table.find(*dir).and_then(|node| node.place())
+            {
+                // What a directory is made of is found where it is looked up.
+                out.push(stale(parent.ino, &name));
             }
         }
         out

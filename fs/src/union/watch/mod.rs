@@ -133,11 +133,25 @@ impl Watcher {
         }
         let added = self.mark(&mut state, dir, id);
         drop(state);
-        added.inspect_err(|e| self.cannot(e)).ok().map(|watched| (watched, true))
+        match added {
+            Ok(watched) => Some((watched, true)),
+            Err(e) => {
+                if e.raw_os_error() != Some(nix::libc::ESTALE) {
+                    self.cannot(&e);
+                }
+                None
+            }
+        }
     }
 
     fn mark(self: &Arc<Self>, state: &mut State, dir: &Arc<OwnedFd>, id: ObjectId) -> io::Result<Arc<Watched>> {
         let unsupported = || io::Error::from_raw_os_error(nix::libc::EOPNOTSUPP);
+        let stat = rustix::fs::fstat(dir)?;
+        #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast, reason = "the types differ between architectures")]
+        if id != ObjectId(stat.st_dev as u64, stat.st_ino as u64) {
+            // Replaced since it was looked at.
+            return Err(io::Error::from_raw_os_error(nix::libc::ESTALE));
+        }
         let system = match state.systems.get(&id.0) {
             Some(known) => *known,
             None => *state.systems.entry(id.0).or_insert(system(dir.as_fd())?),
