@@ -16,7 +16,7 @@ fn attribute(dir: &Path, name: &str) -> String {
 }
 
 /// Notifications that were sent, and times that everything was forgotten.
-fn invalidated(dir: &Path) -> (u64, u64) {
+pub fn invalidated(dir: &Path) -> (u64, u64) {
     let text = attribute(dir, "invalidated");
     let (sent, everything) = text.split_once(' ').expect("two numbers");
     (sent.parse().expect("a number"), everything.parse().expect("a number"))

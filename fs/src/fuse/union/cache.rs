@@ -112,9 +112,12 @@ impl Invalidator {
     /// Lets a name expire, one that does not exist too; waits for lookups and listings of the directory that are under way. Not from a thread that
     /// serves the kernel.
     pub(super) fn name(&self, parent: u64, name: &[u8]) {
-        self.kernel.sent.fetch_add(1, Ordering::Relaxed);
-        // ENOENT: the kernel does not know it.
-        let _ = self.expire(parent, name);
+        // An older kernel would drop it for good; names live for a second there.
+        if self.kernel.expires() {
+            self.kernel.sent.fetch_add(1, Ordering::Relaxed);
+            // ENOENT: the kernel does not know it.
+            let _ = self.expire(parent, name);
+        }
     }
 
     /// Drops an object's attributes, and its data or listing.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// After events that were our own alone, for so long nobody listens: each of our own writes would wake the thread.
 const PAUSE: Duration = Duration::from_millis(20);
+/// The same after somebody else's: he may be writing a large file, and tell at each step.
+const BREATH: Duration = Duration::from_millis(2);
 /// What is forgotten is forgotten once more after this. An answer on its way may have been found before the change, and reach the one who asked after the
 /// notification: he may have had to wait for a processor.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -114,7 +116,7 @@ impl Listener {
             self.everything();
             return self.watcher.pause(EVERYTHING);
         }
-        if own { self.watcher.pause(PAUSE) } else { Ok(()) }
+        self.watcher.pause(if own { PAUSE } else { BREATH })
     }
 
     /// Forgets once more what was forgotten; true where that is everything.
