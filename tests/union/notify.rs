@@ -8,8 +8,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-/// Well below the second after which it would show without being told.
-const AT_ONCE: Duration = Duration::from_millis(500);
+/// Below the second after which it would show without being told, and with room for a busy machine.
+const AT_ONCE: Duration = Duration::from_millis(800);
 
 fn attribute(dir: &Path, name: &str) -> String {
     run(command(["getfattr", "--only-values", "-n", &format!("user.brickraft.{name}")]).arg(dir))
