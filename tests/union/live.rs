@@ -139,7 +139,8 @@ fn a_mount_ends_with_its_process_or_the_other_way_round() {
 
 #[test]
 fn changes_made_directly_in_a_branch_show_after_a_second() {
-    let stack = Stack::ours();
+    let stack = Stack::new(System::Ours);
+    stack.mount_with(",udba=reval");
     fs::write(stack.lower().join("file"), "one").expect("write below");
     let soon = |what: &str, want: &str| {
         wait_for(what, Duration::from_secs(5), || (fs::read_to_string(stack.mnt().join("file")).unwrap_or_default() == want).then_some(()));

@@ -5,6 +5,7 @@ mod fsx;
 mod killed;
 mod links;
 mod live;
+mod notify;
 mod objects;
 mod passthrough;
 mod posix;

@@ -31,6 +31,9 @@ fn count(system: System, more: &str) -> (usize, usize, usize, Vec<String>) {
     let configuration = stack.path("pjdfstest.toml");
     fs::write(&configuration, CONFIGURATION).expect("write");
     let ended = output(command([&suite]).arg("-c").arg(configuration).arg("-p").arg(stack.mnt()).env("NO_COLOR", "1"));
+    if system == System::Ours {
+        assert_eq!(crate::notify::invalidated(&stack.mnt()), (0, 0), "what the union itself changed was taken for news");
+    }
     let said = text(&ended.stdout);
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let summary =

@@ -308,10 +308,12 @@ pub enum Udba {
     /// Nothing: the front end may cache for as long as it likes.
     None,
     /// Each lookup looks at the branches again: the front end's time-outs say how late a change shows.
-    #[default]
     Reval,
-    /// The branches tell. Not supported yet.
+    /// The kernel tells what changes ([`super::Union::watch`]); where it cannot, as [`Self::Reval`].
     Notify,
+    /// Nothing was said: as [`Self::Notify`], and no word where that is not possible.
+    #[default]
+    Auto,
 }
 
 impl FromStr for Udba {
@@ -332,7 +334,7 @@ impl fmt::Display for Udba {
         f.write_str(match self {
             Self::None => "none",
             Self::Reval => "reval",
-            Self::Notify => "notify",
+            Self::Notify | Self::Auto => "notify",
         })
     }
 }

@@ -6,11 +6,12 @@ use super::numbers::Numbers;
 use super::policy::Policies;
 use super::search::{Found, FoundDir, FoundFile, visible};
 use super::slot::Slot;
+use super::watch::Watcher;
 use super::{BRANCHES_MAX, BranchInfo, BranchSource, Entry, ROOT_INO, Res, Udba, UnionConfig, UnionError};
 use crate::fop::{Attr, Errno, FileKind, Gfid};
 use crate::store::Lru;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 /// Open files of branches that are kept for the next read or write.
 const OPEN_FILES_MAX: usize = 1024;
@@ -51,6 +52,8 @@ pub struct Union {
     pub(super) moving: Mutex<()>,
     /// Held by changes of the set of branches.
     pub(super) changing: Mutex<()>,
+    /// Hears of what others change in the branches.
+    pub(super) watcher: OnceLock<Arc<Watcher>>,
 }
 
 impl std::fmt::Debug for Union {
@@ -70,9 +73,6 @@ impl Union {
         }
         if config.branches.len() > BRANCHES_MAX {
             return Err(UnionError::TooManyBranches);
-        }
-        if config.udba == Udba::Notify {
-            return Err(UnionError::NotSupportedYet("udba=notify"));
         }
         rustix::process::umask(rustix::fs::Mode::empty());
         for (i, branch) in config.branches.iter().enumerate() {
@@ -101,6 +101,7 @@ impl Union {
             links: Mutex::default(),
             moving: Mutex::new(()),
             changing: Mutex::new(()),
+            watcher: OnceLock::new(),
         };
         union.set_slots(slots)?;
         let root = Node::directory(ROOT_INO, union.root_state(), None);
@@ -125,10 +126,12 @@ impl Union {
         for slot in &slots {
             let fail = |source| UnionError::Branch { branch: slot.source.label(), doing: "read the root", source };
             let stat = slot.branch.stat(At::Open(&slot.root)).map_err(fail)?;
+            slot.watch_by(self.watcher.get());
+            let (watch, _) = slot.watch(&slot.root, stat.id);
             let mut marks = self.marks(slot, &slot.root, stat.ino, true).map_err(fail)?;
             // A root is at its place, whatever it was elsewhere.
             marks.redirect = None;
-            roots.push(Layer { slot: Arc::clone(slot), dir: slot.root.clone(), id: stat.id, marks: Arc::new(marks) });
+            roots.push(Layer { slot: Arc::clone(slot), dir: slot.root.clone(), id: stat.id, marks: Arc::new(marks), watch });
         }
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         *view = Arc::new(View { slots, epoch: view.epoch + 1, roots });
@@ -261,7 +264,11 @@ impl Union {
                 continue;
             }
             let unchanged = same(&known.layers, &d.layers) && known.limit == d.limit && known.epoch == epoch;
+            let reshaped = !unchanged && known.epoch == epoch;
             drop(known);
+            if reshaped {
+                self.note_reshaped();
+            }
             if !unchanged {
                 let mut known = node.dir_mut()?;
                 known.layers = d.layers.clone();
@@ -415,7 +422,8 @@ pub(super) fn dir_state(layers: Vec<Layer>, limit: usize, epoch: u64) -> DirStat
 
 /// A new directory's layer, of which nothing is marked yet.
 pub(super) fn plain_layer(slot: &Arc<Slot>, dir: super::branch::Handle, id: ObjectId, marks: Marks) -> Layer {
-    Layer { slot: Arc::clone(slot), dir, id, marks: Arc::new(marks) }
+    let (watch, _) = slot.watch(&dir, id);
+    Layer { slot: Arc::clone(slot), dir, id, marks: Arc::new(marks), watch }
 }
 
 /// What the front end sees of an object. `layers`: how many directories it merges.

@@ -11,7 +11,7 @@
 //! - `core` puts the branches together and finds objects, `node` is what is held of them, `slot` a branch in its place;
 //! - `search` resolves names, `listing` lists them, `numbers` numbers objects;
 //! - `create`, `remove`, `rename`, `copyup`, `attrs` and `data` are the operations, `whiteout` their common steps;
-//! - `policy` chooses branches, `live` changes them.
+//! - `policy` chooses branches, `live` changes them; `watch` hears of what others change in them, and `outside` says what that means here.
 
 mod attrs;
 pub mod branch;
@@ -26,6 +26,7 @@ mod live;
 mod names;
 mod node;
 mod numbers;
+mod outside;
 mod policy;
 mod remove;
 mod rename;
@@ -33,11 +34,14 @@ mod search;
 mod slot;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod whiteout;
 
 pub use self::core::Union;
 pub use config::{Access, BRANCHES_MAX, BadValue, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, Perm, Udba, UnionConfig};
 pub use error::UnionError;
+pub use outside::Stale;
+pub use watch::{Change, Changes, READ_BYTES, Watcher};
 
 use attrs::without_set_id;
 

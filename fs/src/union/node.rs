@@ -3,6 +3,7 @@
 use super::branch::{At, Handle, ObjectId};
 use super::listing::Listing;
 use super::slot::Slot;
+use super::watch::Watched;
 use super::{ROOT_INO, Res};
 use crate::fop::{Errno, FileKind};
 use std::collections::HashMap;
@@ -52,6 +53,8 @@ pub(super) struct Layer {
     pub(super) dir: Handle,
     pub(super) id: ObjectId,
     pub(super) marks: Arc<Marks>,
+    /// Where the kernel tells what others change in it.
+    pub(super) watch: Option<Arc<Watched>>,
 }
 
 /// A directory. Its lock is the lock of the names in it: taken for reading by lookups, for writing by changes; a parent's before its child's, and

@@ -114,10 +114,13 @@ impl Union {
                 Err(Errno::ENOENT) => continue,
                 Err(e) => return Err(e),
             };
+            let (watch, fresh) = layer.slot.watch(&dir, stat.id);
+            // It is watched from here on; what was seen before that does not count.
+            let stat = if fresh { branch.stat(At::Open(&dir))? } else { stat };
             let below = i + 1 < layers.len();
             let marks = self.marks(&layer.slot, &dir, stat.ino, below)?;
             let (opaque, redirect) = (marks.opaque, marks.redirect.clone());
-            stack.layers.push(Layer { slot: Arc::clone(&layer.slot), dir, id: stat.id, marks: Arc::new(marks) });
+            stack.layers.push(Layer { slot: Arc::clone(&layer.slot), dir, id: stat.id, marks: Arc::new(marks), watch });
             stack.stat.get_or_insert(stat);
             if opaque {
                 stack.end(rank + 1);

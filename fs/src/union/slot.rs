@@ -1,11 +1,12 @@
 //! [`Slot`]: a branch in its place in the union, with what a writable one keeps at its root.
 
-use super::branch::{At, Branch, Handle, LocalBranch, New, Open, VolumeBranch};
+use super::branch::{At, Branch, Handle, LocalBranch, New, ObjectId, Open, VolumeBranch};
 use super::names::{PLINKS, WHITEOUT_BASE, WORK};
+use super::watch::{Watched, Watcher};
 use super::{BranchConfig, BranchSource, Layout, Perm, Res, UnionError};
 use crate::fop::{Errno, FileKind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// A branch in its place.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub(super) struct Slot {
     rank: AtomicUsize,
     gone: AtomicBool,
     own: RwLock<Option<Arc<Own>>>,
+    watcher: OnceLock<Arc<Watcher>>,
 }
 
 /// What a writable branch keeps at its root.
@@ -68,7 +70,25 @@ impl Slot {
             rank: AtomicUsize::new(usize::MAX),
             gone: AtomicBool::new(false),
             own: RwLock::new(None),
+            watcher: OnceLock::new(),
         }))
+    }
+
+    /// Directories of the branch are watched from now on.
+    pub(super) fn watch_by(&self, watcher: Option<&Arc<Watcher>>) {
+        if let Some(watcher) = watcher {
+            self.watcher.get_or_init(|| Arc::clone(watcher));
+        }
+    }
+
+    /// Watches a directory, where that is wanted and possible; whether it was not watched before.
+    pub(super) fn watch(&self, dir: &Handle, id: ObjectId) -> (Option<Arc<Watched>>, bool) {
+        let Some(watcher) = self.watcher.get() else { return (None, false) };
+        let Some(open) = self.branch.descriptor(dir) else {
+            watcher.cannot(&format_args!("{} is no directory of this machine", self.source.label()));
+            return (None, false);
+        };
+        watcher.add(&open, id).map_or((None, false), |(watched, fresh)| (Some(watched), fresh))
     }
 
     /// Its position: 0 is the top.

@@ -2,16 +2,16 @@
 
 use super::UnionMountOptions;
 use super::cache::Kernel;
+use super::lifetime::Lifetimes;
 use super::opens::{Answer, Candidate, Opens, PASSED_BYTES_MIN};
 use super::relief::Relief;
 use crate::fop::{Errno, FileKind};
-use crate::union::{Caller, Entry, ROOT_INO, Res, Union};
+use crate::union::{Caller, Entry, ROOT_INO, Res, Udba, Union};
 use brickraft_engine::io::uring::fuse::FuseBacking;
 use fuser::{BackingId, FileHandle, FopenFlags};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 /// Attributes of a union as a whole, on its root: read them with getfattr(1).
 const XATTR: &str = "user.brickraft.";
@@ -28,9 +28,8 @@ pub(super) struct Edge {
     pub(super) union: Arc<Union>,
     pub(super) options: UnionMountOptions,
     pub(super) kernel: Arc<Kernel>,
-    /// How long names may live in the kernel, once it has said what it can do.
-    pub(super) names: OnceLock<Duration>,
-    pub(super) attributes: Duration,
+    /// How long names and attributes may live in the kernel.
+    pub(super) life: Lifetimes,
     pub(super) relief: Arc<Relief>,
     /// Open files, with `passthrough` alone.
     pub(super) opens: Arc<Opens>,
@@ -49,10 +48,6 @@ impl std::fmt::Debug for Edge {
 }
 
 impl Edge {
-    pub(super) fn names(&self) -> Duration {
-        self.names.get().copied().unwrap_or_default()
-    }
-
     /// Open files, if files are opened here.
     pub(super) fn opens(&self) -> Option<&Opens> {
         self.passes.get().is_some_and(|p| *p).then_some(&*self.opens)
@@ -138,6 +133,12 @@ impl Edge {
             }
             "create" => config.create.to_string().into_bytes(),
             "cpup" => config.copyup.to_string().into_bytes(),
+            "udba" if config.udba != Udba::None && !self.options.caching.notify => Udba::Reval.to_string().into_bytes(),
+            "watched" => self.union.watched().to_string().into_bytes(),
+            "invalidated" => {
+                let (sent, everything) = self.kernel.counts();
+                format!("{sent} {everything}").into_bytes()
+            }
             "udba" => config.udba.to_string().into_bytes(),
             "layout" => config.layout.to_string().into_bytes(),
             "pid" => std::process::id().to_string().into_bytes(),

@@ -7,9 +7,9 @@ use crate::fuse::convert::{errno, file_attr, file_type, node_kind, time_or_now};
 use crate::fuse::ring::CAPABILITY;
 use crate::union::{Caller, Entry, Res};
 use fuser::{
-    CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -43,11 +43,13 @@ impl Deref for UnionFs {
 }
 
 impl UnionFs {
-    fn entry(&self, result: Res<Entry>, reply: ReplyEntry) {
+    /// Answers with what is under a name of `parent`; `seen`: before it was looked for.
+    fn entry(&self, parent: INodeNo, seen: u64, result: Res<Entry>, reply: ReplyEntry) {
         match result {
             Ok(e) => {
                 let (node, ttl) = self.node_number(e.ino);
-                reply.entry_with_ttls(&ttl.min(self.attributes), &self.names(), &file_attr(node, &e.attr), Generation(e.generation));
+                let (attr, name) = (self.life.attr(e.ino, &e.attr, seen), self.life.name(parent, seen));
+                reply.entry_with_ttls(&ttl.min(attr), &name, &file_attr(node, &e.attr), Generation(e.generation));
             }
             Err(e) => reply.error(errno(e)),
         }
@@ -137,7 +139,7 @@ impl Filesystem for UnionFs {
         let _ = config.set_max_readahead(PAYLOAD_MAX);
         let _ = config.set_max_background(BACKGROUND_MAX);
         self.kernel.found(config.capabilities());
-        let _ = self.names.set(self.kernel.names(self.options.caching.names));
+        self.life.on(&self.kernel);
         Ok(())
     }
 
@@ -146,10 +148,11 @@ impl Filesystem for UnionFs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let seen = self.life.seen();
         match self.relief.patiently(|| self.union.lookup(parent.0, name.as_bytes())) {
             // The kernel remembers that there is no such name.
-            Err(Errno::ENOENT) => reply.entry_with_ttls(&Duration::ZERO, &self.names(), &nobody(), Generation(0)),
-            result => self.entry(result, reply),
+            Err(Errno::ENOENT) => reply.entry_with_ttls(&Duration::ZERO, &self.life.name(parent, seen), &nobody(), Generation(0)),
+            result => self.entry(parent, seen, result, reply),
         }
     }
 
@@ -158,9 +161,9 @@ impl Filesystem for UnionFs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let ino = self.ino(ino.0);
+        let (seen, ino) = (self.life.seen(), self.ino(ino.0));
         match self.union.getattr(ino) {
-            Ok(attr) => reply.attr(&self.attributes, &file_attr(INodeNo(ino), &attr)),
+            Ok(attr) => reply.attr(&self.life.attr(ino, &attr, seen), &file_attr(INodeNo(ino), &attr)),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -186,9 +189,9 @@ impl Filesystem for UnionFs {
         let set = SetAttr { mode: mode.map(|m| m & 0o7777), uid, gid, size, atime: atime.map(time_or_now), mtime: mtime.map(time_or_now) };
         // fuser does not hand the kernel's own word on, FATTR_KILL_SUIDGID: who is not root has no CAP_FSETID.
         let kill_priv = mode.is_none() && (uid.is_some() || gid.is_some() || (size.is_some() && req.uid() != 0));
-        let ino = self.ino(ino.0);
+        let (seen, ino) = (self.life.seen(), self.ino(ino.0));
         match self.union.setattr(ino, &set, kill_priv) {
-            Ok(attr) => reply.attr(&self.attributes, &file_attr(INodeNo(ino), &attr)),
+            Ok(attr) => reply.attr(&self.life.attr(ino, &attr, seen), &file_attr(INodeNo(ino), &attr)),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -202,23 +205,28 @@ impl Filesystem for UnionFs {
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let Some(kind) = node_kind(mode) else { return reply.error(fuser::Errno::EINVAL) };
+        let seen = self.life.seen();
         let made = self
             .relief
             .patiently(|| self.union.mknod(parent.0, name.as_bytes(), kind, mode & 0o7777, u64::from(rdev), &caller(req, umask)));
-        self.entry(made, reply);
+        self.entry(parent, seen, made, reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.entry(self.relief.patiently(|| self.union.mkdir(parent.0, name.as_bytes(), mode & 0o7777, &caller(req, umask))), reply);
+        let seen = self.life.seen();
+        let made = self.relief.patiently(|| self.union.mkdir(parent.0, name.as_bytes(), mode & 0o7777, &caller(req, umask)));
+        self.entry(parent, seen, made, reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let seen = self.life.seen();
         let made = self.union.symlink(parent.0, link_name.as_bytes(), target.as_os_str().as_bytes(), &caller(req, 0));
-        self.entry(made, reply);
+        self.entry(parent, seen, made, reply);
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.entry(self.union.link(self.ino(ino.0), newparent.0, newname.as_bytes()), reply);
+        let seen = self.life.seen();
+        self.entry(newparent, seen, self.union.link(self.ino(ino.0), newparent.0, newname.as_bytes()), reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -284,11 +292,18 @@ impl Filesystem for UnionFs {
     }
 
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
+        let seen = self.life.seen();
         match self.0.create(parent.0, name.as_bytes(), mode, flags.cast_unsigned(), &caller(req, umask)) {
             Ok((e, handle, flags)) => {
                 let (node, ttl) = self.node_number(e.ino);
                 let attr = file_attr(node, &e.attr);
-                reply.created(&self.attributes.min(self.names()).min(ttl), &attr, Generation(e.generation), handle, flags);
+                reply.created(
+                    &self.life.attr(e.ino, &e.attr, seen).min(self.life.name(parent, seen)).min(ttl),
+                    &attr,
+                    Generation(e.generation),
+                    handle,
+                    flags,
+                );
             }
             Err(e) => reply.error(errno(e)),
         }
@@ -356,15 +371,16 @@ impl Filesystem for UnionFs {
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        // fuser has one time for both.
-        let ttl = self.names().min(self.attributes);
+        let seen = self.life.seen();
         let listed = self.relief.patiently(|| {
             self.union.readdir(ino.0, offset, true, &mut |e| {
                 let name = OsStr::from_bytes(e.name);
                 match &e.entry {
                     Some(entry) => {
                         let (node, at_most) = self.node_number(entry.ino);
-                        reply.add(node, e.cookie, name, &ttl.min(at_most), &file_attr(node, &entry.attr), Generation(entry.generation))
+                        // fuser has one time for both.
+                        let ttl = self.life.name(ino, seen).min(self.life.attr(entry.ino, &entry.attr, seen)).min(at_most);
+                        reply.add(node, e.cookie, name, &ttl, &file_attr(node, &entry.attr), Generation(entry.generation))
                     }
                     // A name and a number, and nothing for the kernel to remember: `.` and `..`.
                     None if matches!(e.name, b"." | b"..") => {

@@ -9,13 +9,15 @@ mod attach;
 mod cache;
 mod edge;
 mod handler;
+mod lifetime;
+mod notify;
 mod opens;
 mod relief;
 mod serve;
 
 use super::ring::{Ring, Transport};
+use crate::union::{BranchChange, Udba, Union, UnionError, Watcher};
 use brickraft_engine::io::uring::fuse::FuseRequest;
-use crate::union::{BranchChange, Union, UnionError};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -69,6 +71,7 @@ pub struct UnionMount {
     ring: Option<Ring>,
     invalidator: Arc<Invalidator>,
     union: Arc<Union>,
+    notify: Option<notify::Notify>,
 }
 
 impl UnionMount {
@@ -81,19 +84,24 @@ impl UnionMount {
     /// What opening /dev/fuse or mount(2) says.
     pub fn new(union: Arc<Union>, dir: &Path, options: &UnionMountOptions) -> io::Result<Self> {
         let by_ring = options.transport.wants_ring()?;
-        let device = attach::attach(dir, Self::TYPE, options)?;
+        let mut options = options.clone();
+        let watcher = options.caching.notify.then(|| watch(&union)).flatten();
+        if options.caching.notify && watcher.is_none() {
+            options.caching = Caching::from(Udba::Reval);
+        }
+        let device = attach::attach(dir, Self::TYPE, &options)?;
         let raw = Arc::new(device.try_clone()?);
         let mut config = fuser::Config::default();
         config.acl = fuser::SessionACL::All;
         // Beside rings the device has only FORGETs to tell.
         config.n_threads = Some(if by_ring { 1 } else { options.threads.max(1) });
         config.clone_fd = true;
+        let threads = options.threads.max(1);
         let edge = Arc::new(edge::Edge {
             union: union.clone(),
-            options: options.clone(),
             kernel: Arc::default(),
-            names: OnceLock::new(),
-            attributes: options.caching.attributes,
+            life: lifetime::Lifetimes::new(union.clone(), options.caching),
+            options,
             relief: Arc::default(),
             opens: Arc::default(),
             passes: OnceLock::new(),
@@ -108,12 +116,13 @@ impl UnionMount {
         let session = session.inspect_err(detached)?;
         let served = Arc::clone(&edge);
         let serve = Arc::new(move |request: FuseRequest<'_>| served.serve(request));
-        let ring = by_ring.then(|| Ring::start(&raw, handler::PAYLOAD_MAX as usize, options.threads.max(1), &serve)).transpose();
+        let ring = by_ring.then(|| Ring::start(&raw, handler::PAYLOAD_MAX as usize, threads, &serve)).transpose();
         let ring = ring.inspect_err(detached)?;
         attach::read_ahead(dir);
         let invalidator = Arc::new(Invalidator::new(session.notifier(), raw, edge.kernel.clone(), edge.opens.clone(), dir.to_owned()));
         edge.relief.start(invalidator.clone())?;
-        Ok(Self { session, ring, invalidator, union })
+        let notify = watcher.map(|w| notify::Notify::start(w, union.clone(), invalidator.clone())).transpose()?;
+        Ok(Self { session, ring, invalidator, union, notify })
     }
 
     /// Changes branches, and makes the kernel forget what it knew.
@@ -138,8 +147,19 @@ impl UnionMount {
         if let Some(ring) = self.ring {
             ring.join();
         }
+        if let Some(notify) = self.notify {
+            notify.end();
+        }
         ended
     }
+}
+
+/// Watches the branches, where that is possible.
+fn watch(union: &Union) -> Option<Arc<Watcher>> {
+    let loud = union.config().udba == Udba::Notify;
+    let watcher = union.watch(loud);
+    let text = "the branches cannot be watched: what others change there shows after a second";
+    watcher.inspect_err(|e| if loud { tracing::warn!(%e, text) } else { tracing::info!(%e, text) }).ok()
 }
 
 fn changer(union: &Arc<Union>, invalidator: &Arc<Invalidator>) -> impl Fn(BranchChange) -> Result<(), UnionError> + Send + Sync + 'static {

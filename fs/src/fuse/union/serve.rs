@@ -8,7 +8,7 @@ use crate::fuse::convert::node_kind;
 use crate::fuse::wire::{EntryOut, Head, Numbers, Out, names, opcode, set_attr};
 use crate::union::{Caller, Entry, Res};
 use brickraft_engine::io::uring::fuse::{FuseBacking, FuseRequest};
-use fuser::FileHandle;
+use fuser::{FileHandle, INodeNo};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ struct Call<'a> {
     op: Numbers<'a>,
     /// The inode that it is about.
     ino: u64,
+    /// Before anything was looked for, see `Lifetimes`.
+    seen: u64,
 }
 
 impl Call<'_> {
@@ -39,7 +41,7 @@ impl Edge {
     pub(super) fn serve(&self, request: FuseRequest<'_>) -> (i32, usize) {
         let FuseRequest { header, op, payload, len } = request;
         let head = Head::new(header);
-        let call = Call { head, op: Numbers(op), ino: self.ino(head.node) };
+        let call = Call { head, op: Numbers(op), ino: self.ino(head.node), seen: self.life.seen() };
         match self.answer(&call, payload, len) {
             Ok(bytes) => (0, bytes),
             Err(e) => (e.0, 0),
@@ -72,11 +74,11 @@ impl Edge {
     fn plain(&self, call: &Call<'_>, payload: &mut [u8]) -> Res<usize> {
         let (ino, op) = (call.ino, call.op);
         match call.head.opcode {
-            opcode::GETATTR => self.attributes(payload, ino, &self.union.getattr(ino)?),
+            opcode::GETATTR => self.attributes(call, payload, &self.union.getattr(ino)?),
             opcode::SETATTR => {
                 let (set, kill_priv) = set_attr(op);
                 let kill_priv = kill_priv || (set.mode.is_none() && (set.uid.is_some() || set.gid.is_some()));
-                self.attributes(payload, ino, &self.union.setattr(ino, &set, kill_priv)?)
+                self.attributes(call, payload, &self.union.setattr(ino, &set, kill_priv)?)
             }
             opcode::READLINK => {
                 let target = self.union.readlink(ino)?;
@@ -128,16 +130,17 @@ impl Edge {
         }
     }
 
-    fn attributes(&self, payload: &mut [u8], ino: u64, attr: &Attr) -> Res<usize> {
-        Ok(Out::new(payload).attr_out(self.attributes, ino, attr).len())
+    fn attributes(&self, call: &Call<'_>, payload: &mut [u8], attr: &Attr) -> Res<usize> {
+        Ok(Out::new(payload).attr_out(self.life.attr(call.ino, attr, call.seen), call.ino, attr).len())
     }
 
-    fn entry_out<'a>(&self, e: &'a Entry) -> EntryOut<'a> {
+    /// What is under a name of the directory that the call is about.
+    fn entry_out<'a>(&self, call: &Call<'_>, e: &'a Entry) -> EntryOut<'a> {
         EntryOut {
             node: self.node(e.ino),
             generation: e.generation,
-            names: self.names(),
-            attributes: self.attributes,
+            names: self.life.name(INodeNo(call.ino), call.seen),
+            attributes: self.life.attr(e.ino, &e.attr, call.seen),
             attr: Some((e.ino, &e.attr)),
         }
     }
@@ -151,7 +154,7 @@ impl Edge {
                 match self.relief.patiently(|| self.union.lookup(ino, name)) {
                     // The kernel remembers that there is no such name.
                     Err(Errno::ENOENT) => {
-                        let nothing = EntryOut { names: self.names(), ..EntryOut::default() };
+                        let nothing = EntryOut { names: self.life.name(INodeNo(ino), call.seen), ..EntryOut::default() };
                         return Ok(Out::new(payload).entry(&nothing).len());
                     }
                     found => found?,
@@ -178,10 +181,10 @@ impl Edge {
             _ => {
                 let [name] = cut(sent)?;
                 let (entry, handle, flags) = self.create(ino, name, op.u32(4), op.u32(0), &call.caller(op.u32(8)))?;
-                return Ok(Out::new(payload).entry(&self.entry_out(&entry)).u64(handle.0).u32(flags.bits()).u32(0).len());
+                return Ok(Out::new(payload).entry(&self.entry_out(call, &entry)).u64(handle.0).u32(flags.bits()).u32(0).len());
             }
         };
-        Ok(Out::new(payload).entry(&self.entry_out(&entry)).len())
+        Ok(Out::new(payload).entry(&self.entry_out(call, &entry)).len())
     }
 
     /// Operations that take a name away.
@@ -243,7 +246,7 @@ impl Edge {
             let listed = self.union.readdir(call.ino, offset, plus, &mut |e| {
                 let added = match &e.entry {
                     _ if !plus => out.dirent(e.ino, e.cookie, e.kind, e.name),
-                    Some(entry) => out.direntplus(&self.entry_out(entry), e.ino, e.cookie, e.kind, e.name),
+                    Some(entry) => out.direntplus(&self.entry_out(call, entry), e.ino, e.cookie, e.kind, e.name),
                     // A name and a number, and nothing for the kernel to remember.
                     None if matches!(e.name, b"." | b"..") => {
                         let nothing = EntryOut { names: Duration::ZERO, ..EntryOut::default() };

@@ -4,6 +4,7 @@ mod basic;
 mod crash;
 mod format;
 mod model;
+mod outside;
 mod random;
 mod together;
 
