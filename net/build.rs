@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Keys and values stay slices of the received frame: no copy between socket and log.
         .bytes(".")
         .build_transport(false)
+        .codec_path("crate::etcd::codec::Codec")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -75,17 +75,30 @@ pub struct Frame {
 /// When a bound is exceeded, which is the caller's mistake.
 #[must_use]
 pub fn encode(id: u64, head: &[u8], payload_len: usize) -> Bytes {
+    let mut out = Vec::with_capacity(HEADER_BYTES + head.len());
+    out.resize(HEADER_BYTES, 0);
+    out.extend_from_slice(head);
+    seal(id, out, payload_len)
+}
+
+/// The same without a copy: the head stands behind room for the header.
+///
+/// # Panics
+/// When there is no such room, or a bound is exceeded.
+#[must_use]
+pub fn seal(id: u64, mut room_and_head: Vec<u8>, payload_len: usize) -> Bytes {
+    let (header, head) = room_and_head.split_at_mut(HEADER_BYTES);
     assert!(head.len() <= HEAD_BYTES_MAX && payload_len <= FRAME_PAYLOAD_BYTES_MAX, "frame of {} + {payload_len} bytes", head.len());
-    let mut out = BytesMut::with_capacity(HEADER_BYTES + head.len());
-    out.put_u32_le(head.len() as u32);
-    out.put_u32_le(payload_len as u32);
-    out.put_u64_le(id);
+    let (fields, sum) = header.split_at_mut(16);
+    let mut rest = &mut *fields;
+    rest.put_u32_le(head.len() as u32);
+    rest.put_u32_le(payload_len as u32);
+    rest.put_u64_le(id);
     let mut crc = crc32fast::Hasher::new();
-    crc.update(&out);
+    crc.update(fields);
     crc.update(head);
-    out.put_u32_le(crc.finalize());
-    out.put_slice(head);
-    out.freeze()
+    sum.copy_from_slice(&crc.finalize().to_le_bytes());
+    room_and_head.into()
 }
 
 /// A parsed header.

@@ -2,7 +2,7 @@
 //!
 //! Messages go out in order; what was queued or under way when it broke is lost, and the owner is told so.
 
-use crate::frame::{Frame, Preface, encode, write_all};
+use crate::frame::{Frame, HEADER_BYTES, Preface, encode, seal, write_all};
 use crate::stream::Stream;
 use crate::tls::Connector;
 use bytes::Bytes;
@@ -33,10 +33,13 @@ pub enum LinkEvent {
     Refused,
 }
 
+/// A frame as it is written: header and head, and the payload.
+type Parts = (Bytes, Bytes);
+
 /// The sending end; dropping it closes the connection.
 #[derive(Debug)]
 pub struct Link {
-    queue: mpsc::Sender<Frame>,
+    queue: mpsc::Sender<Parts>,
     task: AbortHandle,
 }
 
@@ -63,7 +66,17 @@ impl Link {
 
     /// Queues a frame; false when the queue is full and the frame is lost.
     pub fn send(&self, frame: Frame) -> bool {
-        self.queue.try_send(frame).is_ok()
+        self.push((encode(frame.id, &frame.head, frame.payload.len()), frame.payload))
+    }
+
+    /// The same for a message that stands behind [`HEADER_BYTES`] of room, with neither number nor payload.
+    pub fn send_message(&self, room_and_head: Vec<u8>) -> bool {
+        debug_assert!(room_and_head.len() >= HEADER_BYTES);
+        self.push((seal(0, room_and_head, 0), Bytes::new()))
+    }
+
+    fn push(&self, parts: Parts) -> bool {
+        self.queue.try_send(parts).is_ok()
     }
 }
 
@@ -81,7 +94,7 @@ struct Far {
     hello: Bytes,
 }
 
-async fn run(far: Far, mut frames: mpsc::Receiver<Frame>, on_event: impl Fn(LinkEvent)) {
+async fn run(far: Far, mut frames: mpsc::Receiver<Parts>, on_event: impl Fn(LinkEvent)) {
     let address = &far.address;
     let mut wait = RETRY.0;
     loop {
@@ -122,7 +135,7 @@ async fn connect(far: &Far) -> io::Result<Stream> {
 }
 
 /// Sends until the connection breaks or the owner is gone.
-async fn pump(stream: Stream, frames: &mut mpsc::Receiver<Frame>) -> io::Result<()> {
+async fn pump(stream: Stream, frames: &mut mpsc::Receiver<Parts>) -> io::Result<()> {
     let (mut read, mut write) = tokio::io::split(stream);
     let mut batch = Vec::with_capacity(BATCH_FRAMES_MAX);
     let mut parts = Vec::with_capacity(2 * BATCH_FRAMES_MAX);
@@ -136,10 +149,10 @@ async fn pump(stream: Stream, frames: &mut mpsc::Receiver<Frame>) -> io::Result<
                     return Ok(());
                 }
                 parts.clear();
-                for frame in batch.drain(..) {
-                    parts.push(encode(frame.id, &frame.head, frame.payload.len()));
-                    if !frame.payload.is_empty() {
-                        parts.push(frame.payload);
+                for (head, payload) in batch.drain(..) {
+                    parts.push(head);
+                    if !payload.is_empty() {
+                        parts.push(payload);
                     }
                 }
                 write_all(&mut write, &mut parts).await?;

@@ -1,6 +1,6 @@
 //! The members' connections to each other: a link to each peer, and the connections that peers open to us.
 
-use crate::frame::{Frame, Preface, encode};
+use crate::frame::{HEADER_BYTES, Preface, encode};
 use crate::link::{Link, LinkEvent};
 use crate::server::{greet_back, greeting};
 use crate::stream::Stream;
@@ -210,11 +210,11 @@ async fn send(me: Rc<Me>, mut messages: mpsc::Receiver<(NodeId, PeerMessage)>, l
             message = messages.recv() => {
                 let Some((to, message)) = message else { return };
                 let Some((_, link)) = links.get(&to) else { continue };
-                let Ok(head) = message.encode() else { continue };
+                let Ok(message) = message.encode_behind(HEADER_BYTES) else { continue };
                 if !up.borrow().get(&to).is_some_and(|&up| up) {
                     let _ = lost.try_send(to);
                 }
-                if !link.send(Frame { id: 0, head, payload: Bytes::new() }) {
+                if !link.send_message(message) {
                     tracing::debug!(%to, "queue to the peer is full, message dropped");
                 }
                 continue;

@@ -113,11 +113,7 @@ async fn open(
         let serve = brickraft_net::etcd::serve_with(port, handle.clone(), settings.clone(), async move {
             let _ = closed.wait_for(|&c| c).await;
         });
-        spawn_local(async move {
-            if let Err(e) = serve.await {
-                tracing::error!(%e, "the client port is closed");
-            }
-        });
+        spawn_local(serve);
     }
     let _ = started.send(Ok(Started { handle: handle.clone(), id, cluster_id }));
     let removed = removal::watch(handle.clone(), who, config.data_dir.clone(), peer_tls);

@@ -9,8 +9,8 @@ use super::check::check_command;
 use super::codec::{Rev, State, attached_key, damaged};
 use super::error::{ReadError, StoreError};
 use super::fold::RECORD_OVERHEAD_BYTES;
-use super::overlay::{self, Overlay, Recent};
-use super::read::{Hit, Layer, Span, View};
+use super::overlay::{self, KeyHash, Overlay, Recent};
+use super::read::{Hit, Layer, Numbers, Span, View};
 use super::store::{ApplyEntry, ApplyOutcome, MemberAttributes};
 use super::table::{Rows, Tbl};
 use super::types::{
@@ -180,6 +180,7 @@ impl<'t> Writer<'t> {
         match command {
             Command::Put(_, put) => {
                 self.check_put(put, change)?;
+                change.events.reserve_exact(1);
                 self.put(put, change).map(CommandResponse::Op)
             }
             Command::DeleteRange(_, delete) => self.delete_range(delete, change).map(CommandResponse::Op),
@@ -227,42 +228,51 @@ impl<'t> Writer<'t> {
 
     fn put(&mut self, put: &PutRequest, change: &mut Change) -> Result<OpResponse, Stop> {
         let wants_prev = put.prev_kv || (self.wants_prev)(change.keyspace, &put.key);
-        let old = self.view(change).get(&put.key, wants_prev || put.ignore_value)?;
+        let hash = KeyHash::of(&put.key);
+        // Most puts need no more than numbers of what they supersede.
+        let (hit, old) = if wants_prev || put.ignore_value {
+            let hit = self.view(change).get(&put.key, true)?;
+            let old = hit.as_ref().map(Numbers::of_hit);
+            (hit, old)
+        } else {
+            (None, self.view(change).numbers(&put.key, hash)?)
+        };
         let rev = change.next_rev();
         let kv = KeyValue {
             key: put.key.clone(),
-            value: match &old {
-                Some(old) if put.ignore_value => old.kv.value.clone(),
+            value: match &hit {
+                Some(hit) if put.ignore_value => hit.kv.value.clone(),
                 _ => put.value.clone(),
             },
-            create_revision: old.as_ref().map_or(Revision(rev.main), |old| old.kv.create_revision),
+            create_revision: old.map_or(Revision(rev.main), |old| Revision(old.create)),
             mod_revision: Revision(rev.main),
-            version: old.as_ref().map_or(1, |old| old.kv.version.saturating_add(1)),
-            lease: match &old {
-                Some(old) if put.ignore_lease => old.kv.lease,
+            version: old.map_or(1, |old| old.version.saturating_add(1)),
+            lease: match old {
+                Some(old) if put.ignore_lease => old.lease,
                 _ => put.lease,
             },
         };
-        self.log(change.keyspace, rev, false, &kv, old.as_ref());
-        self.attach(&kv.key, old.as_ref().map_or(0, |old| old.kv.lease), kv.lease)?;
-        let prev_kv = old.filter(|_| wants_prev).map(|old| old.kv);
+        self.log(change.keyspace, rev, false, &kv, old.map(|old| old.rev), hash);
+        self.attach(&kv.key, old.map_or(0, |old| old.lease), kv.lease)?;
+        let prev_kv = hit.filter(|_| wants_prev).map(|hit| hit.kv);
         let response = OpResponse::Put { prev_kv: prev_kv.clone().filter(|_| put.prev_kv) };
         change.events.push(Event { delete: false, kv, prev_kv });
         Ok(response)
     }
 
     /// Adds to the history.
-    fn log(&mut self, ks: Keyspace, rev: Rev, delete: bool, kv: &KeyValue, old: Option<&Hit>) {
-        self.keyspaces[ks as usize].push(overlay::Change {
+    fn log(&mut self, ks: Keyspace, rev: Rev, delete: bool, kv: &KeyValue, old: Option<Rev>, hash: KeyHash) {
+        let change = overlay::Change {
             rev,
             delete,
             create: kv.create_revision.0,
             version: kv.version,
             lease: kv.lease,
-            prev: old.map_or(Rev::NONE, |old| old.rev),
+            prev: old.unwrap_or(Rev::NONE),
             key: kv.key.clone(),
             value: kv.value.clone(),
-        });
+        };
+        self.keyspaces[ks as usize].push(change, hash);
     }
 
     /// Moves a key from one lease to another; 0 is none.
@@ -287,7 +297,7 @@ impl<'t> Writer<'t> {
         }
         let key = old.kv.key.clone();
         let kv = KeyValue { key, mod_revision: Revision(rev.main), ..KeyValue::default() };
-        self.log(change.keyspace, rev, true, &kv, Some(&old));
+        self.log(change.keyspace, rev, true, &kv, Some(old.rev), KeyHash::of(&kv.key));
         self.attach(&kv.key, old.kv.lease, 0)?;
         change.events.push(Event { delete: true, kv, prev_kv: wants_prev.then_some(old.kv) });
         Ok(())
@@ -353,8 +363,10 @@ impl<'t> Writer<'t> {
 
     fn txn(&mut self, txn: &TxnRequest, path: &Path, change: &mut Change) -> Result<OpResponse, Stop> {
         let mut nested = path.nested.iter();
-        let mut responses = Vec::new();
-        for op in if path.succeeded { &txn.success } else { &txn.failure } {
+        let ops = if path.succeeded { &txn.success } else { &txn.failure };
+        let mut responses = Vec::with_capacity(ops.len());
+        change.events.reserve(ops.len());
+        for op in ops {
             responses.push(match op {
                 TxnOp::Range(range) => OpResponse::Range(self.view(change).range(range).map_err(Stop::from_read)?),
                 TxnOp::Put(put) => self.put(put, change)?,

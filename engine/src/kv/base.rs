@@ -10,6 +10,7 @@ use bytes::Bytes;
 use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTable};
 use std::cmp::Ordering;
 use std::ops::Bound;
+use std::sync::Arc;
 
 pub(super) type ReadTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
 type Guard<'t> = redb::AccessGuard<'t, &'static [u8]>;
@@ -19,6 +20,8 @@ pub(super) struct Base {
     pub keyspaces: [BaseKeyspace; 2],
     /// In the order of [`PLAIN_TABLES`].
     pub plain: [ReadTable; PLAIN_TABLES.len()],
+    /// What they were opened in. A new one, opened in the midst of a checkpoint, would show a part of that.
+    pub txn: Arc<ReadTransaction>,
 }
 
 impl std::fmt::Debug for Base {
@@ -62,7 +65,7 @@ impl Base {
             plain.push(txn.open_table(table)?);
         }
         let plain = plain.try_into().map_err(|_| damaged("meta", "count of tables", &[]))?;
-        Ok(Self { keyspaces, plain })
+        Ok(Self { keyspaces, plain, txn: Arc::new(txn) })
     }
 }
 

@@ -18,8 +18,8 @@ pub fn check_command(command: &Command, ops_max: usize) -> Result<(), KvError> {
         Command::DeleteRange(_, delete) => check_delete(delete),
         Command::Txn(_, txn) => {
             check_txn(txn, ops_max, TXN_DEPTH_MAX)?;
-            check_keys_once(&txn.success)?;
-            check_keys_once(&txn.failure).map(drop)
+            check_branch(&txn.success)?;
+            check_branch(&txn.failure)
         }
         Command::Compact { .. } | Command::LeaseGrant { .. } | Command::LeaseRevoke { .. } => Ok(()),
         Command::MemberAttributes { .. } | Command::Alarm { .. } => Ok(()),
@@ -70,6 +70,16 @@ fn check_txn(txn: &TxnRequest, ops_max: usize, depth: usize) -> Result<(), KvErr
         }
     }
     Ok(())
+}
+
+/// [`check_keys_once`], in short where nothing but puts can meet.
+fn check_branch(ops: &[TxnOp]) -> Result<(), KvError> {
+    if ops.iter().any(|op| matches!(op, TxnOp::DeleteRange(_) | TxnOp::Txn(_))) {
+        return check_keys_once(ops).map(drop);
+    }
+    let mut puts: Vec<&[u8]> = ops.iter().filter_map(|op| if let TxnOp::Put(put) = op { Some(&put.key[..]) } else { None }).collect();
+    puts.sort_unstable();
+    if puts.windows(2).any(|pair| pair[0] == pair[1]) { Err(KvError::DuplicateKey) } else { Ok(()) }
 }
 
 /// Deleted ranges `[start, end)`, `None` for no end; looked up by a scan, since they are few.

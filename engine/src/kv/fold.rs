@@ -7,18 +7,25 @@ use super::codec::{
     Current, INLINE_BYTES_MAX, META, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, index_key, index_value, tables_of,
 };
 use super::error::StoreError;
-use super::overlay::{Overlay, Recent};
+use super::overlay::{Change, Overlay, Recent};
 use super::runs::{self, RUNS_MERGED, RunCursor};
 use super::types::Keyspace;
 use bytes::Bytes;
 use redb::{Database, Durability, ReadableTable, Table, WriteTransaction};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::ops::Bound;
 
 /// Runs of more blocks than this are not merged, so that merging takes little memory and time. (That many
 /// are some 150,000 superseded versions.)
 const MERGED_BLOCKS_MAX: usize = 512;
+
+/// Pages that one step of a checkpoint dirties, about. The engine buffers 32 MiB of them: beyond that it would write
+/// pages out, read them back to sum them up, and write them again.
+const STEP_BYTES_MAX: usize = if cfg!(test) { 8 << 10 } else { 16 << 20 };
+/// Keys that are written before a look at [`STEP_BYTES_MAX`].
+const STEP_KEYS: usize = if cfg!(test) { 3 } else { 1024 };
+/// What a key may dirty: a page of its own.
+const PAGE_BYTES: usize = 4096;
 
 /// What a record is taken to cost besides its bytes.
 pub(super) const RECORD_OVERHEAD_BYTES: u64 = 16;
@@ -31,6 +38,53 @@ struct Tables<'t, 'u> {
     log: FileTable<'t>,
     index: FileTable<'t>,
     used: &'u mut u64,
+}
+
+/// A checkpoint's transactions: all but the last are held in memory, to become durable with the last, or not at all.
+///
+/// Nobody reads the file meanwhile but through [`super::base::Base`], which stays at the checkpoint before.
+struct Steps<'d> {
+    db: &'d Database,
+    /// `None` before the first, and between two.
+    txn: Option<WriteTransaction>,
+    bytes: usize,
+}
+
+impl<'d> Steps<'d> {
+    fn new(db: &'d Database) -> Self {
+        Self { db, txn: None, bytes: 0 }
+    }
+
+    /// The transaction under way.
+    fn txn(&mut self) -> Result<&WriteTransaction, StoreError> {
+        Ok(match &mut self.txn {
+            Some(txn) => txn,
+            none => none.insert(self.db.begin_write()?),
+        })
+    }
+
+    /// After work that dirtied so many bytes of pages: ends the step if it has done enough.
+    fn worked(&mut self, bytes: usize) -> Result<(), StoreError> {
+        self.bytes += bytes;
+        if self.bytes >= STEP_BYTES_MAX
+            && let Some(mut txn) = self.txn.take()
+        {
+            txn.set_durability(Durability::None)?;
+            txn.commit()?;
+            self.bytes = 0;
+        }
+        Ok(())
+    }
+
+    /// Makes all of it durable.
+    fn commit(mut self) -> Result<(), StoreError> {
+        self.txn()?;
+        let Some(mut txn) = self.txn.take() else { return Ok(()) };
+        txn.set_durability(Durability::Immediate)?;
+        // Saves which pages are free, so that opening after a crash need not walk the whole file.
+        txn.set_quick_repair(true);
+        Ok(txn.commit()?)
+    }
 }
 
 fn insert(table: &mut FileTable<'_>, used: &mut u64, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
@@ -59,15 +113,12 @@ pub(super) fn fold(
     membership: Option<&Bytes>,
     garbage_max: usize,
 ) -> Result<State, StoreError> {
-    let mut txn = db.begin_write()?;
-    txn.set_durability(Durability::Immediate)?;
-    // Saves which pages are free, so that opening after a crash need not walk the whole file.
-    txn.set_quick_repair(true);
+    let mut steps = Steps::new(db);
     for (changes, table) in overlay.plain.iter().zip(PLAIN_TABLES) {
         if changes.is_empty() {
             continue;
         }
-        let mut table = txn.open_table(table)?;
+        let mut table = steps.txn()?.open_table(table)?;
         for (key, value) in changes {
             match value {
                 Some(value) => table.insert(&key[..], &value[..])?,
@@ -77,21 +128,21 @@ pub(super) fn fold(
     }
     let mut left = garbage_max;
     for keyspace in [Keyspace::User, Keyspace::System] {
-        fold_keyspace(&txn, keyspace, overlay.keyspace(keyspace), &mut state, &mut left)?;
+        fold_keyspace(&mut steps, keyspace, overlay.keyspace(keyspace), &mut state, &mut left)?;
     }
     {
-        let mut meta = txn.open_table(META)?;
+        let mut meta = steps.txn()?.open_table(META)?;
         meta.insert(META_STATE, &state.encode()[..])?;
         if let Some(membership) = membership {
             meta.insert(META_MEMBERSHIP, &membership[..])?;
         }
     }
-    txn.commit()?;
+    steps.commit()?;
     Ok(state)
 }
 
 fn fold_keyspace(
-    txn: &WriteTransaction,
+    steps: &mut Steps<'_>,
     keyspace: Keyspace,
     recent: &Recent,
     state: &mut State,
@@ -101,12 +152,18 @@ fn fold_keyspace(
     if recent.last().is_none() && numbers.collected >= numbers.compact {
         return Ok(());
     }
-    let [current, log, index] = tables_of(keyspace);
     let used = &mut state.used_bytes;
-    let mut tables = Tables { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)?, used };
-    tables.write_current(recent)?;
-    tables.write_log(recent)?;
-    tables.write_index(recent)?;
+    let keys = recent.in_order();
+    for some in keys.chunks(STEP_KEYS) {
+        Tables::open(steps.txn()?, keyspace, used)?.write_current(recent, some)?;
+        steps.worked(some.len() * PAGE_BYTES)?;
+    }
+    for some in recent.log_pieces().flat_map(|piece| piece.chunks(STEP_KEYS)) {
+        Tables::open(steps.txn()?, keyspace, used)?.write_log(some)?;
+        steps.worked(some.iter().map(|change| change.key.len() + change.value.len()).sum())?;
+    }
+    let mut tables = Tables::open(steps.txn()?, keyspace, used)?;
+    tables.write_index(recent, &keys)?;
     if numbers.collected < numbers.compact {
         tables.drop_runs(numbers.compact)?;
     }
@@ -156,11 +213,16 @@ fn record_bytes(key: &[u8], value: &[u8]) -> u64 {
     (key.len() + value.len()) as u64 + RECORD_OVERHEAD_BYTES
 }
 
-impl Tables<'_, '_> {
+impl<'t, 'u> Tables<'t, 'u> {
+    fn open(txn: &'t WriteTransaction, keyspace: Keyspace, used: &'u mut u64) -> Result<Self, StoreError> {
+        let [current, log, index] = tables_of(keyspace);
+        Ok(Self { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)?, used })
+    }
+
     /// The last version of each key.
-    fn write_current(&mut self, recent: &Recent) -> Result<(), StoreError> {
+    fn write_current(&mut self, recent: &Recent, keys: &[u32]) -> Result<(), StoreError> {
         let mut scratch = Vec::new();
-        for change in recent.range((Bound::Unbounded, Bound::Unbounded), u64::MAX) {
+        for change in keys.iter().map(|&key| recent.last_of(key)) {
             if change.delete {
                 remove(&mut self.current, self.used, &change.key)?;
                 continue;
@@ -179,14 +241,14 @@ impl Tables<'_, '_> {
     }
 
     /// The history, behind what there is; the last block is filled up first.
-    fn write_log(&mut self, recent: &Recent) -> Result<(), StoreError> {
+    fn write_log(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         let last = self.log.last()?.map(|(key, block)| (key.value().to_vec(), block.value().to_vec()));
         let mut packer = Packer::new(&mut self.log);
         if let Some((key, block)) = last.filter(|(_, block)| block.len() < block::BLOCK_BYTES_MAX / 2) {
             (packer.key, packer.block) = (key, block);
         }
         let mut scratch = Vec::new();
-        for change in recent.log() {
+        for change in changes {
             change.logged().encode(&mut scratch);
             let key = change.rev.key();
             *self.used += record_bytes(&key, &scratch);
@@ -196,7 +258,7 @@ impl Tables<'_, '_> {
     }
 
     /// A run of superseded versions, and deletions, by key.
-    fn write_index(&mut self, recent: &Recent) -> Result<(), StoreError> {
+    fn write_index(&mut self, recent: &Recent, keys: &[u32]) -> Result<(), StoreError> {
         let Some(upto) = recent.last().map(|change| change.rev.main) else { return Ok(()) };
         let mut packer = Packer::new(&mut self.index);
         let mut add = |key: &[u8], rev: Rev, tombstone: bool| {
@@ -204,14 +266,12 @@ impl Tables<'_, '_> {
             *self.used += record_bytes(&key, &value);
             packer.push(|| runs::block_key(upto, &key), &key, &value)
         };
-        for (key, changes) in recent.by_key() {
-            for change in changes {
-                if change.prev != Rev::NONE {
-                    add(key, change.prev, false)?;
-                }
-                if change.delete {
-                    add(key, change.rev, true)?;
-                }
+        for change in keys.iter().flat_map(|&key| recent.changes_of(key)) {
+            if change.prev != Rev::NONE {
+                add(&change.key, change.prev, false)?;
+            }
+            if change.delete {
+                add(&change.key, change.rev, true)?;
             }
         }
         packer.flush()

@@ -5,9 +5,45 @@
 
 use super::watch::{WatchId, WatchRequest};
 use bytes::Bytes;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-type Ids = BTreeSet<WatchId>;
+/// Watchers of the same. Mostly there is one, for which a set would take six times its room.
+#[derive(Debug)]
+enum Ids {
+    One(WatchId),
+    Many(BTreeSet<WatchId>),
+}
+
+impl Ids {
+    fn insert(&mut self, id: WatchId) {
+        match self {
+            Self::One(own) if *own == id => {}
+            Self::One(own) => *self = Self::Many(BTreeSet::from([*own, id])),
+            Self::Many(ids) => {
+                ids.insert(id);
+            }
+        }
+    }
+
+    /// Whether anybody is left.
+    fn remove(&mut self, id: WatchId) -> bool {
+        match self {
+            Self::One(own) => *own != id,
+            Self::Many(ids) => {
+                ids.remove(&id);
+                !ids.is_empty()
+            }
+        }
+    }
+
+    fn append_to(&self, out: &mut Vec<WatchId>) {
+        match self {
+            Self::One(id) => out.push(*id),
+            Self::Many(ids) => out.extend(ids),
+        }
+    }
+}
 
 /// Watchers by what they watch.
 #[derive(Debug, Default)]
@@ -27,14 +63,23 @@ fn is_prefix(start: &[u8], end: &[u8]) -> bool {
     end.len() == last + 1 && end[..last] == start[..last] && end[last] == start[last] + 1
 }
 
+/// True when it is the first of its key.
 fn add<K: Ord>(map: &mut BTreeMap<K, Ids>, key: K, id: WatchId) -> bool {
-    let ids = map.entry(key).or_default();
-    ids.insert(id) && ids.len() == 1
+    match map.entry(key) {
+        Entry::Vacant(entry) => {
+            entry.insert(Ids::One(id));
+            true
+        }
+        Entry::Occupied(mut entry) => {
+            entry.get_mut().insert(id);
+            false
+        }
+    }
 }
 
+/// True when it was the last of its key.
 fn drop_id<K: Ord>(map: &mut BTreeMap<K, Ids>, key: &K, id: WatchId) -> bool {
-    let Some(ids) = map.get_mut(key) else { return false };
-    let emptied = ids.remove(&id) && ids.is_empty();
+    let emptied = map.get_mut(key).is_some_and(|ids| !ids.remove(id));
     if emptied {
         map.remove(key);
     }
@@ -79,16 +124,20 @@ impl Lookup {
 
     /// Appends the watchers of a key, each once.
     pub(super) fn find(&self, key: &Bytes, out: &mut Vec<WatchId>) {
-        out.extend(self.exact.get(key).into_iter().flatten());
+        if let Some(ids) = self.exact.get(key) {
+            ids.append_to(out);
+        }
         for &len in self.prefix_lens.range(..=key.len()).map(|(len, _)| len) {
-            out.extend(self.prefixes.get(&key[..len]).into_iter().flatten());
+            if let Some(ids) = self.prefixes.get(&key[..len]) {
+                ids.append_to(out);
+            }
         }
         for ((start, end), ids) in &self.ranges {
             if start > key {
                 break;
             }
             if end.is_empty() || key < end {
-                out.extend(ids);
+                ids.append_to(out);
             }
         }
     }
@@ -117,6 +166,14 @@ mod tests {
             ids.sort();
             ids.into_iter().map(|id| id.0).collect::<Vec<_>>()
         };
+        assert_eq!(found(&lookup, b"a"), [0, 1, 3, 4]);
+        for (again, all) in [(9, [0, 1, 3, 4, 9].to_vec()), (10, [0, 1, 3, 4, 9, 10].to_vec())] {
+            lookup.insert(WatchId(again), &request(&requests[0]));
+            assert_eq!(found(&lookup, b"a"), all);
+        }
+        for gone in [10, 9, 9] {
+            lookup.remove(WatchId(gone), &request(&requests[0]));
+        }
         assert_eq!(found(&lookup, b"a"), [0, 1, 3, 4]);
         assert_eq!(found(&lookup, b"a/x"), [1, 2, 3, 4]);
         assert_eq!(found(&lookup, b"b"), [3, 4, 5]);

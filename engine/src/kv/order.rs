@@ -70,6 +70,13 @@ impl Order {
         }
     }
 
+    /// The numbers of all keys, in order: cheaper than [`Self::range`], since the sort merges the runs two by two.
+    pub(super) fn all<'k>(&self, key: impl Fn(u32) -> &'k Bytes) -> Vec<u32> {
+        let mut slots = self.runs.concat();
+        slots.sort_by(|a, b| compare(a, b.head, key(b.place), &key));
+        slots.into_iter().map(|slot| slot.place).collect()
+    }
+
     /// The numbers of the keys in the bounds, in order.
     pub(super) fn range<'o, 'k, K: Fn(u32) -> &'k Bytes + 'o>(&'o self, bounds: Bounds<'_>, key: K) -> InOrder<'o, K> {
         let runs = self.runs.iter().map(|run| within(run, bounds, &key)).filter(|run| !run.is_empty()).collect();
@@ -183,6 +190,8 @@ mod tests {
                         1 => Bound::Included(key.clone()),
                         _ => Bound::Excluded(key.clone()),
                     };
+                    let all = order.all(|place| &keys[place as usize]);
+                    assert!(all.iter().map(|&place| &keys[place as usize]).eq(&tree), "seed {seed}");
                     let (from, to) = (kind(&mut rng, &a), kind(&mut rng, &b));
                     let bounds = (from.as_ref().map(|b| &b[..]), to.as_ref().map(|b| &b[..]));
                     let found = || order.range(bounds, |place| &keys[place as usize]).map(|place| &keys[place as usize]);

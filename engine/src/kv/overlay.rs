@@ -12,8 +12,8 @@ use crate::types::Revision;
 use bytes::Bytes;
 use hashbrown::HashTable;
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, RandomState};
-use std::ops::Bound;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::LazyLock;
 
 /// What a change takes in memory besides its bytes: itself, its place under its key, allocations.
 const CHANGE_OVERHEAD_BYTES: usize = 224;
@@ -102,6 +102,34 @@ impl Log {
     }
 }
 
+/// A key's hash, the same in all layers: a put looks for its key in each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeyHash(u32);
+
+impl KeyHash {
+    pub(super) fn of(key: &[u8]) -> Self {
+        /// Keys come from clients: nobody shall make them collide.
+        static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let mut hasher = SECRET.build_hasher();
+        hasher.write(key);
+        Self(hasher.finish() as u32)
+    }
+
+    /// What the table takes: it looks at both ends of the number.
+    fn spread(self) -> u64 {
+        u64::from(self.0) << 32 | u64::from(self.0)
+    }
+}
+
+/// A key in the hash table. With its hash beside it, most other keys need no look at themselves, and the table
+/// grows without a look at any.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    hash: KeyHash,
+    /// In [`Recent::versions`].
+    at: u32,
+}
+
 /// One key space's changes.
 ///
 /// A put asks for its key three times, so keys are found by hash; they are in order as well ([`Order`]), for ranges.
@@ -110,24 +138,19 @@ pub(super) struct Recent {
     log: Log,
     /// Of each key, in the order in which the keys came.
     versions: Vec<Versions>,
-    /// Places in `versions`, by key.
-    places: HashTable<u32>,
+    places: HashTable<Place>,
     order: Order,
-    /// Keys come from clients: nobody shall make them collide.
-    hasher: RandomState,
     bytes: usize,
 }
 
 impl Recent {
-    pub(super) fn push(&mut self, change: Change) {
+    /// `hash` is that of the change's key.
+    pub(super) fn push(&mut self, change: Change, hash: KeyHash) {
         debug_assert!(self.log.last().is_none_or(|last| last.rev < change.rev));
         self.bytes += change.key.len() + change.value.len() + CHANGE_OVERHEAD_BYTES;
         let at = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
-        let hash = self.hasher.hash_one(&change.key[..]);
-        let Self { log, versions, places, .. } = self;
-        let same = |place: &u32| change.key == key_of(log, versions, *place);
-        if let Some(&place) = places.find(hash, same) {
-            let versions = &mut versions[place as usize];
+        if let Some(place) = self.place(&change.key, hash) {
+            let versions = &mut self.versions[place as usize];
             versions.older.get_or_insert_default().push(std::mem::replace(&mut versions.last, at));
             self.log.push(change);
             return;
@@ -135,9 +158,13 @@ impl Recent {
         let place = u32::try_from(self.versions.len()).unwrap_or(u32::MAX);
         self.versions.push(Versions { last: at, older: None });
         self.log.push(change);
-        let Self { log, versions, places, hasher, order, .. } = self;
-        places.insert_unique(hash, place, |&place| hasher.hash_one(&key_of(log, versions, place)[..]));
+        self.places.insert_unique(hash.spread(), Place { hash, at: place }, |place| place.hash.spread());
+        let Self { log, versions, order, .. } = self;
         order.insert(place, |place| key_of(log, versions, place));
+    }
+
+    fn place(&self, key: &[u8], hash: KeyHash) -> Option<u32> {
+        self.places.find(hash.spread(), |place| place.hash == hash && self.key(place.at) == key).map(|place| place.at)
     }
 
     fn at(&self, place: u32) -> &Change {
@@ -160,9 +187,8 @@ impl Recent {
     }
 
     /// The last change of a key at or below revision `at`, if there was one in here.
-    pub(super) fn get(&self, key: &[u8], at: u64) -> Option<&Change> {
-        let place = self.places.find(self.hasher.hash_one(key), |&place| self.key(place) == key)?;
-        self.of(*place, at)
+    pub(super) fn get(&self, key: &[u8], hash: KeyHash, at: u64) -> Option<&Change> {
+        self.of(self.place(key, hash)?, at)
     }
 
     /// The same for each key in the bounds that has one, in order.
@@ -183,9 +209,9 @@ impl Recent {
         &piece[first..first + len]
     }
 
-    /// All changes, by revision.
-    pub(super) fn log(&self) -> impl Iterator<Item = &Change> {
-        self.log.pieces.iter().flatten()
+    /// All changes, by revision, in pieces.
+    pub(super) fn log_pieces(&self) -> impl Iterator<Item = &[Change]> {
+        self.log.pieces.iter().map(|piece| &piece[..])
     }
 
     /// The latest change.
@@ -193,13 +219,20 @@ impl Recent {
         self.log.last()
     }
 
-    /// The changes of each key, ascending; by key.
-    pub(super) fn by_key(&self) -> impl Iterator<Item = (&Bytes, impl Iterator<Item = &Change>)> {
-        let everything = (Bound::Unbounded, Bound::Unbounded);
-        self.order.range(everything, |place| self.key(place)).map(|place| {
-            let Versions { last, older } = &self.versions[place as usize];
-            (self.key(place), older.as_deref().into_iter().flatten().chain([last]).map(|&place| self.at(place)))
-        })
+    /// All keys in order, as numbers for [`Self::last_of`] and [`Self::changes_of`].
+    pub(super) fn in_order(&self) -> Vec<u32> {
+        self.order.all(|place| self.key(place))
+    }
+
+    /// A key's last change.
+    pub(super) fn last_of(&self, place: u32) -> &Change {
+        self.at(self.versions[place as usize].last)
+    }
+
+    /// A key's changes, ascending.
+    pub(super) fn changes_of(&self, place: u32) -> impl Iterator<Item = &Change> {
+        let Versions { last, older } = &self.versions[place as usize];
+        older.as_deref().into_iter().flatten().chain([last]).map(|&place| self.at(place))
     }
 }
 

@@ -6,7 +6,7 @@
 use super::base::{BaseKeyspace, Seen, Walk};
 use super::codec::{Current, Logged, Rev, damaged};
 use super::error::{ReadError, StoreError};
-use super::overlay::{Change, Overlay, Recent};
+use super::overlay::{Change, KeyHash, Overlay, Recent};
 use super::store::read_lock;
 use super::types::{KeyValue, Keyspace, KvError, RangeRequest, RangeResponse, SortOrder, SortTarget};
 use crate::types::Revision;
@@ -59,6 +59,28 @@ pub(super) struct Hit {
     pub kv: KeyValue,
     /// `kv.value` is filled.
     pub loaded: bool,
+}
+
+/// What is known of a version, but for its key and value.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbers {
+    pub rev: Rev,
+    pub create: u64,
+    pub version: u64,
+    pub lease: i64,
+}
+
+impl Numbers {
+    /// `None` when the change is a deletion.
+    fn of_change(change: &Change) -> Option<Self> {
+        let Change { rev, create, version, lease, .. } = *change;
+        (!change.delete).then_some(Self { rev, create, version, lease })
+    }
+
+    pub(super) fn of_hit(hit: &Hit) -> Self {
+        let Hit { rev, kv, .. } = hit;
+        Self { rev: *rev, create: kv.create_revision.0, version: kv.version, lease: kv.lease }
+    }
 }
 
 /// How much of a range is wanted.
@@ -114,10 +136,23 @@ fn key_value(rev: Rev, record: &Logged<'_>) -> KeyValue {
 }
 
 impl<'t> View<'t> {
+    /// The numbers of a key's living version: what a put must know of it, without copies.
+    pub(super) fn numbers(&self, key: &[u8], hash: KeyHash) -> Result<Option<Numbers>, StoreError> {
+        for layer in self.layers.iter().flatten() {
+            if let Some(found) = layer.with(|recent| recent.get(key, hash, self.revision).map(Numbers::of_change)) {
+                return Ok(found);
+            }
+        }
+        let Some(guard) = self.base.get(key)? else { return Ok(None) };
+        let Current { rev, create, version, lease, .. } = Current::decode(guard.value())?;
+        Ok(Some(Numbers { rev, create, version, lease }))
+    }
+
     /// The living version of a key, with its value if `values`.
     pub(super) fn get(&self, key: &[u8], values: bool) -> Result<Option<Hit>, StoreError> {
+        let hash = KeyHash::of(key);
         for layer in self.layers.iter().flatten() {
-            if let Some(found) = layer.with(|recent| recent.get(key, self.revision).map(hit_of)) {
+            if let Some(found) = layer.with(|recent| recent.get(key, hash, self.revision).map(hit_of)) {
                 return Ok(found);
             }
         }

@@ -41,7 +41,7 @@ pub struct SnapshotHeader {
 pub struct SnapshotReader {
     header: SnapshotHeader,
     revisions: [Revision; 2],
-    txn: ReadTransaction,
+    txn: Arc<ReadTransaction>,
     /// The next table to open, in [`SNAPSHOT_TABLES`]; past its end and with no table open: all was read.
     next_table: usize,
     table: Option<(u8, Range<'static, &'static [u8], &'static [u8]>)>,
@@ -59,7 +59,7 @@ impl std::fmt::Debug for SnapshotReader {
 }
 
 impl SnapshotReader {
-    pub(super) fn new(txn: ReadTransaction, state: State, membership: Option<Bytes>) -> Result<Self, StoreError> {
+    pub(super) fn new(txn: Arc<ReadTransaction>, state: State, membership: Option<Bytes>) -> Result<Self, StoreError> {
         let mut ready = BytesMut::new();
         ready.put_slice(MAGIC);
         ready.put_u32_le(FORMAT_VERSION);

@@ -18,8 +18,9 @@ use super::table::{OwnedRows, Rows};
 use super::types::{Applied, Command, Event, KeyValue, Keyspace, RangeRequest, RangeResponse};
 use crate::types::{Index, NodeId, Revision, Term};
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase, TableHandle as _, WriteTransaction};
+use redb::{Database, TableHandle as _, WriteTransaction};
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -383,9 +384,13 @@ impl Store {
     /// Carries it out, and has readers use the file instead of the frozen layer.
     pub(super) fn fold_frozen(&self, frozen: Frozen<'_>, garbage_max: usize) -> Result<Index, StoreError> {
         let Frozen { overlay, state, membership, _folding } = frozen;
+        // The engine makes steps durable when it is closed. One that ends half-way is never closed, so that a part of a
+        // checkpoint never is: the process is to end, and the next start finds the checkpoint before.
+        let open = ManuallyDrop::new(Arc::clone(&self.inner));
         let folded = fold(&self.inner.db, &read_lock(&overlay), state, membership.as_ref(), garbage_max)
             .and_then(|folded| Ok((folded, Arc::new(Base::open(&self.inner.db)?))));
         let (folded, base) = folded.inspect_err(|_| self.inner.broken.store(true, Ordering::Release))?;
+        drop(ManuallyDrop::into_inner(open));
         let _turn = lock(&self.inner.writer);
         let mut layers = lock(&self.inner.layers);
         layers.base = base;
@@ -603,7 +608,7 @@ impl Store {
 
     /// The same of the last checkpoint, at once. It is what the Raft log goes on from.
     pub fn last_checkpoint(&self) -> Result<SnapshotReader, StoreError> {
-        let txn = self.inner.db.begin_read()?;
+        let txn = Arc::clone(&self.layers().base.txn);
         let (state, membership) = read_state_of(&txn)?;
         SnapshotReader::new(txn, state, membership)
     }

@@ -172,7 +172,8 @@ struct Side {
 pub struct WatchHub {
     config: WatchConfig,
     sides: [Side; 2],
-    watchers: BTreeMap<WatchId, Watcher>,
+    /// In boxes, since the tree keeps half of its room free.
+    watchers: BTreeMap<WatchId, Box<Watcher>>,
     /// Watchers that want the pair before each change.
     prev_kvs: usize,
     last_id: u64,
@@ -223,7 +224,7 @@ impl WatchHub {
             progress_due: false,
             compacted: None,
         };
-        self.watchers.insert(id, watcher);
+        self.watchers.insert(id, Box::new(watcher));
         id
     }
 
@@ -422,7 +423,7 @@ impl WatchHub {
     /// Whether [`Self::poll`] would give something.
     #[must_use]
     pub fn has_output(&self, id: WatchId) -> bool {
-        self.watchers.get(&id).is_some_and(Watcher::has_output)
+        self.watchers.get(&id).is_some_and(|watcher| watcher.has_output())
     }
 
     /// Gives [`WatchOutput::Progress`] to one watcher, as soon as it is in step (etcd WatchProgressRequest).

@@ -5,10 +5,12 @@ use crate::types::NodeId;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// postcard into a buffer of just its size: growing one by and by cost 4% of the time under puts.
-pub(super) fn encode_sized(value: &impl Serialize) -> Result<Bytes, postcard::Error> {
+/// postcard into a buffer of just its size, behind `room` zeros: growing one by and by cost 4% of the time under puts.
+pub(super) fn encode_sized(value: &impl Serialize, room: usize) -> Result<Vec<u8>, postcard::Error> {
     let bytes = postcard::serialize_with_flavor(value, postcard::ser_flavors::Size::default())?;
-    postcard::to_extend(value, Vec::with_capacity(bytes)).map(Bytes::from)
+    let mut out = Vec::with_capacity(room + bytes);
+    out.resize(room, 0);
+    postcard::to_extend(value, out)
 }
 
 /// Names one request in the whole cluster and over restarts.
@@ -38,7 +40,7 @@ impl Envelope {
     /// # Errors
     /// What postcard says; plain data in memory has no reason to fail.
     pub fn encode(&self) -> Result<Bytes, postcard::Error> {
-        encode_sized(self)
+        encode_sized(self, 0).map(Bytes::from)
     }
 
     /// Reads the bytes of a log entry; keys and values that are put lie in them.

@@ -465,7 +465,15 @@ impl PeerMessage {
     /// # Errors
     /// When a message cannot be encoded, which only running out of memory would cause.
     pub fn encode(&self) -> Result<Bytes, PeerDecodeError> {
-        super::envelope::encode_sized(self).map_err(PeerDecodeError)
+        self.encode_behind(0).map(Bytes::from)
+    }
+
+    /// The same, with `room` zeros in front for whoever frames it, so that it need not be copied once more.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_behind(&self, room: usize) -> Result<Vec<u8>, PeerDecodeError> {
+        super::envelope::encode_sized(self, room).map_err(PeerDecodeError)
     }
 
     /// Decodes what [`Self::encode`] made; entries' data lies in `bytes`.

@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::transport::server::Connected;
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER_BYTES: usize = 9;
@@ -237,6 +236,11 @@ impl ClientStream {
         Self { stream, name, metrics: settings.metrics.clone(), filter: Some(Filter::Preface), held: Vec::new(), ready: 0 }
     }
 
+    /// Whom the client's certificate names.
+    pub(super) fn name(&self) -> ClientCertName {
+        self.name.clone()
+    }
+
     /// Hands on what is ready; false when nothing is.
     fn take_ready(&mut self, out: &mut ReadBuf<'_>) -> bool {
         let step = self.ready.min(out.remaining());
@@ -309,15 +313,6 @@ impl AsyncWrite for ClientStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl Connected for ClientStream {
-    /// Put into the extensions of each request.
-    type ConnectInfo = ClientCertName;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.name.clone()
     }
 }
 

@@ -2,75 +2,147 @@
 
 use super::gateway::Gateway;
 use super::metrics::Method;
-use super::{Api, pages};
+use super::pb::etcdserverpb::kv_server::KvServer;
+use super::{Api, ClientCertName, pages};
 use http_body::Frame;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use tonic::codegen::{Bytes, Service};
+use tonic::codegen::{Body as HttpBody, BoxFuture, Bytes, Service, StdError};
 use tonic::service::Routes;
 use tonic::{Code, Status};
 
-/// One port's service.
+/// The paths that nearly all requests have.
+const KV_PATHS: &str = "/etcdserverpb.KV/";
+/// How long a client waits.
+const TIMEOUT: header::HeaderName = header::HeaderName::from_static("grpc-timeout");
+
+/// One connection's service. Made anew for each request, so that this must cost little.
 #[derive(Clone)]
 pub(super) struct Front {
+    port: Arc<Port>,
+    /// Whom the connection's certificate names, if anybody.
+    name: Option<ClientCertName>,
+}
+
+struct Port {
     api: Api,
     /// `None` on a port that has the pages alone.
-    services: Option<Routes>,
+    services: Option<Services>,
     gateway: Option<Gateway>,
 }
 
+/// The gRPC services.
+#[derive(Clone)]
+pub(super) struct Services {
+    /// All of them.
+    pub(super) routes: Routes,
+    /// One of them once more: the way through the routes costs a put some microseconds.
+    pub(super) kv: KvServer<Api>,
+}
+
 impl Front {
-    pub(super) fn new(api: Api, services: Option<Routes>) -> Self {
+    pub(super) fn new(api: Api, services: Option<Services>) -> Self {
         let settings = api.settings();
-        let gateway = services.clone().filter(|_| settings.gateway).map(|s| Gateway::new(s, settings.limits.request_bytes_max));
-        Self { api, services, gateway }
+        let bytes_max = settings.limits.request_bytes_max;
+        let gateway = services.as_ref().filter(|_| settings.gateway).map(|s| Gateway::new(s.routes.clone(), bytes_max));
+        Self { port: Arc::new(Port { api, services, gateway }), name: None }
+    }
+
+    /// The service of a connection whose certificate names somebody, or nobody where the name is empty.
+    pub(super) fn of(&self, name: ClientCertName) -> Self {
+        Self { port: self.port.clone(), name: Some(name).filter(|name| !name.0.is_empty()) }
     }
 }
 
-type RoutesFuture = <Routes as Service<Request<Body>>>::Future;
+type Answer = BoxFuture<Response<Body>, Infallible>;
+
+impl Services {
+    fn call<B>(&self, request: Request<B>) -> Answer
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+    {
+        let most = time_left(request.headers());
+        let answer = if request.uri().path().starts_with(KV_PATHS) {
+            self.kv.clone().call(request)
+        } else {
+            Box::pin(self.routes.clone().call(request.map(Body::new)))
+        };
+        let Some(most) = most else { return answer };
+        Box::pin(async move {
+            let late = |_| Ok(Status::cancelled("Timeout expired").into_http());
+            tokio::time::timeout(most, answer).await.unwrap_or_else(late)
+        })
+    }
+}
+
+/// How long the client waits, where it says so and says it well: up to eight digits and a unit.
+fn time_left(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(TIMEOUT)?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok().filter(|_| number.len() <= 8 && number.bytes().all(|b| b.is_ascii_digit()))?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
 
 /// Whose answer is waited for.
-#[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and is not to cost an allocation")]
 pub(super) enum FrontFuture {
-    Grpc(RoutesFuture, Option<Arc<Method>>),
+    Grpc(Answer, Option<Arc<Method>>),
     Plain(Pin<Box<dyn Future<Output = Response<Body>> + Send>>),
     Lost,
 }
 
-impl Service<Request<Body>> for Front {
+impl<B> Service<Request<B>> for Front
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = FrontFuture;
 
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         // The services are always ready.
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> FrontFuture {
+    fn call(&mut self, mut request: Request<B>) -> FrontFuture {
+        if let Some(name) = &self.name {
+            request.extensions_mut().insert(name.clone());
+        }
+        let Port { api, services, gateway } = &*self.port;
         let path = request.uri().path();
-        if let Some(services) = &mut self.services
-            && let Some(method) = self.api.settings().metrics.method(path)
+        if let Some(services) = services
+            && let Some(method) = api.settings().metrics.method(path)
         {
             method.started();
             let method = method.clone();
             return FrontFuture::Grpc(services.call(request), Some(method));
         }
         if pages::is_page(path) {
-            let api = self.api.clone();
+            let (api, request) = (api.clone(), request.map(Body::new));
             return FrontFuture::Plain(Box::pin(async move { allow_any_origin(pages::serve(api, request).await) }));
         }
         if path.starts_with("/v3/")
-            && let Some(gateway) = self.gateway.clone()
+            && let Some(gateway) = gateway.clone()
         {
+            let request = request.map(Body::new);
             return FrontFuture::Plain(Box::pin(async move { allow_any_origin(gateway.serve(request).await) }));
         }
-        match &mut self.services {
+        match services {
             Some(services) if is_grpc(request.headers()) => FrontFuture::Grpc(services.call(request), None),
             _ => FrontFuture::Lost,
         }
@@ -102,7 +174,7 @@ impl Future for FrontFuture {
             Self::Plain(page) => page.as_mut().poll(cx).map(Ok),
             Self::Lost => Poll::Ready(Ok(pages::response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n"))),
             Self::Grpc(answer, method) => {
-                let Ok(response) = ready!(Pin::new(answer).poll(cx));
+                let Ok(response) = ready!(answer.as_mut().poll(cx));
                 let Some(method) = method.take() else { return Poll::Ready(Ok(response)) };
                 match code(response.headers()) {
                     // A refusal is all header.
@@ -154,5 +226,23 @@ impl Drop for Counted {
         if let Some(method) = self.method.take() {
             method.handled(self.code as usize);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_that_a_client_waits() {
+        let left = |text: &'static str| time_left(&HeaderMap::from_iter([(TIMEOUT, HeaderValue::from_static(text))]));
+        assert_eq!(left("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(left("100m"), Some(Duration::from_millis(100)));
+        assert_eq!(left("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(left("7u"), Some(Duration::from_micros(7)));
+        for nonsense in ["", "S", "5", "5x", "-5S", "+5S", "123456789n", "5 S"] {
+            assert_eq!(left(nonsense), None, "{nonsense}");
+        }
+        assert_eq!(time_left(&HeaderMap::new()), None);
     }
 }

@@ -9,6 +9,7 @@ mod authority;
 mod check;
 pub mod client;
 mod cluster;
+mod codec;
 mod concurrency;
 mod convert;
 mod election;
@@ -34,7 +35,7 @@ pub use auth::{AuthSettings, BCRYPT_COST_DEFAULT, JwtKeys, TokenKind, TokenSpec,
 pub use check::Limits;
 pub use metrics::Metrics;
 pub use peer_name::ClientCertName;
-pub use serve::{Port, ServeError, serve, serve_with};
+pub use serve::{Port, serve, serve_with};
 pub use status::ApiError;
 
 use brickraft_engine::kv::types::Keyspace;

@@ -1,7 +1,7 @@
 //! The client port: gRPC, the plain pages and the JSON gateway on the same socket.
 
 use super::authority::ClientStream;
-use super::front::Front;
+use super::front::{Front, Services};
 use super::pb::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -13,16 +13,16 @@ use super::{Api, Settings};
 use crate::stream::Listener;
 use crate::tls::Acceptor;
 use brickraft_engine::member::MemberHandle;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
-use tonic::transport::Server;
 
 /// A silent connection is probed after so long (etcd `--grpc-keepalive-interval`).
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
@@ -41,11 +41,6 @@ const ACCEPTED_MAX: usize = 64;
 const HANDSHAKES_MAX: usize = 1024;
 /// After a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-
-/// Why the client port does not serve any more.
-#[derive(Debug, Error)]
-#[error("serve etcd clients: {0}")]
-pub struct ServeError(#[from] tonic::transport::Error);
 
 /// Where to serve, and what.
 #[derive(Debug)]
@@ -66,50 +61,54 @@ impl From<TcpListener> for Port {
 
 /// Serves etcd clients with default settings until `shutdown`. Needs a tokio runtime, which may be a current-thread
 /// one.
-///
-/// # Errors
-/// When the transport fails.
-pub async fn serve(port: impl Into<Port>, handle: MemberHandle, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-    serve_with(port, handle, Settings::default(), shutdown).await
+pub async fn serve(port: impl Into<Port>, handle: MemberHandle, shutdown: impl Future<Output = ()>) {
+    serve_with(port, handle, Settings::default(), shutdown).await;
 }
 
 /// As [`serve`]. At the shutdown streams end with `etcdserver: server stopped`, on which clients go elsewhere.
-///
-/// # Errors
-/// When the transport fails.
-pub async fn serve_with(
-    port: impl Into<Port>,
-    handle: MemberHandle,
-    settings: Settings,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), ServeError> {
+pub async fn serve_with(port: impl Into<Port>, handle: MemberHandle, settings: Settings, shutdown: impl Future<Output = ()>) {
     let (closing, closing_rx) = watch::channel(false);
     let Port { listener, tls, pages_only } = port.into();
     let api = Api::new(handle, settings, closing_rx);
-    let front = Front::new(api.clone(), (!pages_only).then(|| routes(&api)));
-    let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
+    let front = Front::new(api.clone(), (!pages_only).then(|| services(&api)));
+    let (accepted, mut incoming) = mpsc::channel(ACCEPTED_MAX);
     let accept = AbortOnDrop(tokio::spawn(accept(listener, tls, api, accepted)));
-    let told = async {
-        shutdown.await;
-        closing.send_replace(true);
-    };
-    let server = Server::builder()
-        .accept_http1(true)
-        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+    let connections = GracefulShutdown::new();
+    let http = http();
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            stream = incoming.recv() => {
+                let Some(stream) = stream else { break };
+                // Straight on hyper: tonic's own server puts half a dozen layers between it and us, all of them for each request.
+                let service = TowerToHyperService::new(front.of(stream.name()));
+                let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service).into_owned());
+                tokio::spawn(async move {
+                    if let Err(e) = connection.await {
+                        tracing::debug!(%e, "client connection");
+                    }
+                });
+            }
+        }
+    }
+    drop((accept, incoming));
+    closing.send_replace(true);
+    let _ = tokio::time::timeout(SHUTDOWN_GRACE, connections.shutdown()).await;
+}
+
+/// How HTTP is spoken.
+fn http() -> auto::Builder<TokioExecutor> {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new());
+    http.http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .max_concurrent_streams(STREAMS_MAX)
-        .serve_with_incoming_shutdown(front, ReceiverStream::new(incoming), told);
-    let mut closing_rx = closing.subscribe();
-    let overdue = async {
-        let _ = closing_rx.wait_for(|closing| *closing).await;
-        tokio::time::sleep(SHUTDOWN_GRACE).await;
-    };
-    let result = tokio::select! {
-        result = server => Ok(result?),
-        () = overdue => Ok(()),
-    };
-    drop(accept);
-    result
+        // gRPC has no use for it.
+        .auto_date_header(false);
+    http
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
@@ -122,7 +121,7 @@ impl Drop for AbortOnDrop {
 
 /// Takes connections in until nobody wants them any more. Handshakes go on side by side: a client that does not shake
 /// hands holds up nobody else.
-async fn accept(listener: Listener, tls: Option<Acceptor>, api: Api, accepted: mpsc::Sender<io::Result<ClientStream>>) {
+async fn accept(listener: Listener, tls: Option<Acceptor>, api: Api, accepted: mpsc::Sender<ClientStream>) {
     let hands = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
         let stream = match listener.accept().await {
@@ -135,7 +134,7 @@ async fn accept(listener: Listener, tls: Option<Acceptor>, api: Api, accepted: m
             }
         };
         let Some(tls) = tls.clone() else {
-            if accepted.send(Ok(ClientStream::new(stream, &api))).await.is_err() {
+            if accepted.send(ClientStream::new(stream, &api)).await.is_err() {
                 return;
             }
             continue;
@@ -146,16 +145,17 @@ async fn accept(listener: Listener, tls: Option<Acceptor>, api: Api, accepted: m
             let shaken = tls.accept(stream).await;
             drop(turn);
             match shaken {
-                Ok(stream) => drop(accepted.send(Ok(ClientStream::new(stream, &api))).await),
+                Ok(stream) => drop(accepted.send(ClientStream::new(stream, &api)).await),
                 Err(e) => tracing::debug!(%e, "rejected connection on client endpoint"),
             }
         });
     }
 }
 
-fn routes(api: &Api) -> Routes {
+fn services(api: &Api) -> Services {
     let bytes_max = api.settings().limits.request_bytes_max + MESSAGE_OVERHEAD_BYTES;
-    Routes::new(KvServer::new(api.clone()).max_decoding_message_size(bytes_max))
+    let kv = KvServer::new(api.clone()).max_decoding_message_size(bytes_max);
+    let routes = Routes::new(kv.clone())
         .add_service(WatchServer::new(api.clone()).max_decoding_message_size(bytes_max))
         .add_service(LeaseServer::new(api.clone()).max_decoding_message_size(bytes_max))
         .add_service(ClusterServer::new(api.clone()).max_decoding_message_size(bytes_max))
@@ -164,5 +164,6 @@ fn routes(api: &Api) -> Routes {
         .add_service(LockServer::new(api.clone()).max_decoding_message_size(bytes_max))
         .add_service(ElectionServer::new(api.clone()).max_decoding_message_size(bytes_max))
         .add_service(HealthServer::new(api.clone()).max_decoding_message_size(bytes_max))
-        .prepare()
+        .prepare();
+    Services { routes, kv }
 }

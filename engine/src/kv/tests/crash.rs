@@ -1,6 +1,7 @@
 //! A store on storage that forgets everything since the last sync.
 
 use super::*;
+use crate::kv::StoreError;
 use redb::StorageBackend;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,8 @@ struct Disk {
     syncs: usize,
     /// After so many syncs, later ones only pretend: as if the power went before them.
     syncs_max: Option<usize>,
+    /// After so many writes, the next fails.
+    writes_max: Option<usize>,
     /// What happened since somebody began to record.
     record: Option<Vec<Op>>,
 }
@@ -55,6 +58,9 @@ impl StorageBackend for LossyBackend {
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
+        if let Some(left) = &mut disk.writes_max {
+            *left = left.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
+        }
         disk.record(|| Op::Write(offset as usize, data.to_vec()));
         let from = offset as usize;
         disk.volatile.get_mut(from..from + data.len()).ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
@@ -237,4 +243,34 @@ fn power_cut_at_every_write_of_a_fold() {
         }
     }
     assert!(seen[0] > 3 && seen[1] > 0, "{seen:?}");
+}
+
+/// A checkpoint takes several steps; one that fails is not made durable by what follows, nor by closing the store.
+#[test]
+fn a_fold_that_fails_leaves_the_checkpoint_before() {
+    let entries = log(120);
+    let mut failed = 0;
+    for writes_max in 0.. {
+        let disk = LossyBackend::default();
+        let store = Store::with_backend(disk.clone(), 1 << 20).unwrap();
+        store.apply(&entries[..60]).unwrap();
+        store.checkpoint().unwrap();
+        let at_60 = format!("{:?}", state(&store));
+        store.apply(&entries[60..]).unwrap();
+        disk.0.lock().unwrap().writes_max = Some(writes_max);
+        if store.checkpoint().is_ok() {
+            break;
+        }
+        failed += 1;
+        assert!(matches!(store.checkpoint(), Err(StoreError::Broken)));
+        assert_eq!(store.last_checkpoint().unwrap().header().index, Index(60));
+        disk.0.lock().unwrap().writes_max = None;
+        drop(store);
+        let volatile = disk.0.lock().unwrap().volatile.clone();
+        for disk in [disk.after_power_cut(), Disk::of(volatile)] {
+            let again = Store::with_backend(disk, 1 << 20).unwrap();
+            assert_eq!(format!("{:?}", state(&again)), at_60, "after {writes_max} writes");
+        }
+    }
+    assert!(failed > 3, "{failed}");
 }

@@ -141,6 +141,35 @@ fn a_snapshot_waits_for_the_fold_that_runs_and_has_everything() {
     });
 }
 
+/// A checkpoint's steps are nobody else's to see: whoever takes the last checkpoint meanwhile gets the one before, whole.
+#[test]
+fn the_last_checkpoint_is_whole_while_another_is_taken() {
+    let store = memory();
+    let write = |value: &str| (0..400).for_each(|i| drop(run(&store, put(&format!("k{i}"), value))));
+    write("1");
+    store.checkpoint().unwrap();
+    write("2");
+    let ended = AtomicBool::new(false);
+    let look = || loop {
+        let last = ended.load(Ordering::Acquire);
+        let snapshot = store.last_checkpoint().unwrap();
+        let wanted = if snapshot.header().index == Index(400) { "1" } else { "2" };
+        let other = memory();
+        other.restore(snapshot.map(Result::unwrap)).unwrap();
+        let found = read(&other, &all());
+        assert!(found.kvs.len() == 400 && found.kvs.iter().all(|kv| kv.value == wanted), "{wanted}");
+        if last {
+            return wanted;
+        }
+    };
+    std::thread::scope(|scope| {
+        let looker = scope.spawn(look);
+        store.checkpoint().unwrap();
+        ended.store(true, Ordering::Release);
+        assert_eq!(looker.join().unwrap(), "2");
+    });
+}
+
 /// Two keys that are always written together are never seen apart, while another thread folds.
 #[test]
 fn readers_on_other_threads_see_whole_batches() {

@@ -122,7 +122,7 @@ fn with_settings<F: Future<Output = ()>>(change: impl FnOnce(Settings) -> Settin
         let server = Rc::new(Server { address, channel, handle: handle.clone(), closing: closing.clone() });
         tokio::time::timeout(PATIENCE, test(server)).await.expect("the test to end");
         closing.notify_one();
-        tokio::time::timeout(PATIENCE, service).await.expect("an end of service").expect("no panic").expect("service");
+        tokio::time::timeout(PATIENCE, service).await.expect("an end of service").expect("no panic");
         handle.stop().await;
         member.await.expect("no panic").expect("member");
     });
