@@ -155,3 +155,17 @@ fn changes_made_directly_in_a_branch_show_after_a_second() {
     fs::remove_file(stack.lower().join("file")).expect("remove below");
     wait_for("its end", Duration::from_secs(5), || (!stack.mnt().join("file").exists()).then_some(()));
 }
+
+#[test]
+fn file_capabilities_survive_a_copy_up() {
+    // What setcap(8) writes for cap_net_raw=ep.
+    const NET_RAW: &str = "0x0100000200200000000000000000000000000000";
+    let stack = Stack::new(System::Ours);
+    fs::write(stack.lower().join("tool"), "program").expect("write below");
+    run(command(["setfattr", "-n", "security.capability", "-v", NET_RAW]).arg(stack.lower().join("tool")));
+    stack.mount();
+    run(command(["touch"]).arg(stack.mnt().join("tool")));
+    assert!(stack.upper().join("tool").exists(), "never copied up");
+    let has = run(command(["getfattr", "-e", "hex", "-n", "security.capability"]).arg(stack.upper().join("tool")));
+    assert!(has.contains(NET_RAW), "{has}");
+}

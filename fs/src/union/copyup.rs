@@ -5,7 +5,7 @@
 
 use super::Res;
 use super::branch::{At, Handle, New, Open, Stat};
-use super::core::{ATTEMPTS_MAX, Union, plain_layer};
+use super::core::{ATTEMPTS_MAX, OpenFile, Union, plain_layer};
 use super::names::{XATTR_DEVICE, is_private_xattr};
 use super::node::{DirState, Marks, Name, Node, Spot, lock};
 use super::policy::Candidate;
@@ -20,6 +20,8 @@ use std::sync::atomic::Ordering;
 struct Copy {
     name: Vec<u8>,
     stat: Stat,
+    /// Of a file with data: open for both.
+    data: Option<Handle>,
 }
 
 impl Union {
@@ -179,7 +181,13 @@ impl Union {
         file.slot = Arc::clone(target);
         file.id = copy.stat.id;
         file.spot = Spot::Name(place, Arc::clone(name));
-        lock(&self.files).remove(node.ino);
+        let mut files = lock(&self.files);
+        match &copy.data {
+            // Whoever wanted the copy will most likely write to it.
+            Some(handle) => files.put(node.ino, OpenFile { slot: Arc::clone(target), handle: handle.clone(), writable: true }),
+            None => files.remove(node.ino),
+        }
+        drop(files);
         Ok(true)
     }
 
@@ -208,7 +216,21 @@ impl Union {
         let new = New { kind: stat.kind, mode: stat.mode, rdev: stat.rdev, target: &link, uid: stat.uid, gid: stat.gid };
         let made = branch.make(&own.work, &name, &new)?;
         let copied = (|| {
-            let at = At::Name(&own.work, &name);
+            let size = stat.size.min(keep);
+            // By descriptor everything is cheaper than by name.
+            let open = if stat.kind == FileKind::File && size > 0 {
+                Some((source.branch.open(from, Open::ReadQuietly)?, branch.open(At::Name(&own.work, &name), Open::Write)?))
+            } else {
+                None
+            };
+            let (from, at) = match &open {
+                Some((input, output)) => (At::Open(input), At::Open(output)),
+                None => (from, At::Name(&own.work, &name)),
+            };
+            if let Some((input, output)) = &open {
+                branch.copy_from(output, &*source.branch, input, size)?;
+            }
+            // After the data: a write takes file capabilities away.
             copy_xattrs(source, from, target, at)?;
             if stat.kind == FileKind::CharDevice && stat.rdev == 0 {
                 branch.set_xattr(at, XATTR_DEVICE, b"y", 0)?;
@@ -216,14 +238,14 @@ impl Union {
             if let Some(number) = number {
                 self.numbers.carry(&**branch, at, &made, number)?;
             }
-            let size = stat.size.min(keep);
-            let data = if stat.kind == FileKind::File && size > 0 { Some(copy_data(source, from, target, at, size)?) } else { None };
             let times = SetAttr { atime: Some(stat.atime), mtime: Some(stat.mtime), ..SetAttr::default() };
             branch.set_attr(at, &times)?;
-            data.map_or(Ok(()), |data| branch.fsync(&data, false))
+            let data = open.map(|(_, output)| output);
+            data.as_ref().map_or(Ok(()), |data| branch.fsync(data, false))?;
+            Ok(data)
         })();
         match copied {
-            Ok(()) => Ok(Copy { name, stat: made }),
+            Ok(data) => Ok(Copy { name, stat: made, data }),
             Err(e) => {
                 leftovers(target.delete_tree(&own.work, &name));
                 Err(e)
@@ -238,13 +260,6 @@ impl Union {
         let stat = slot.branch.make(&own.work, &name, new)?;
         Ok((name, stat))
     }
-}
-
-fn copy_data(source: &Slot, from: At<'_>, target: &Slot, at: At<'_>, size: u64) -> Res<Handle> {
-    let input = source.branch.open(from, Open::ReadQuietly)?;
-    let output = target.branch.open(at, Open::Write)?;
-    target.branch.copy_from(&output, &*source.branch, &input, size)?;
-    Ok(output)
 }
 
 /// All but bookkeeping. What the target cannot hold is left out, unless it says who may do what.

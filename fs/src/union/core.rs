@@ -158,6 +158,12 @@ impl Union {
         dir_state(layers, limit, view.epoch)
     }
 
+    /// Whether all branches lie on this host.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.view().roots.iter().all(|l| matches!(l.dir, super::branch::Handle::Local(_)))
+    }
+
     /// Whether somebody else may change the branches.
     pub(super) fn sees_outside_changes(&self) -> bool {
         self.config.udba != Udba::None

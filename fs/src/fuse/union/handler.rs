@@ -107,7 +107,6 @@ fn nobody() -> FileAttr {
 impl Filesystem for UnionFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let mut wanted = InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
@@ -116,6 +115,10 @@ impl Filesystem for UnionFs {
             | InitFlags::FUSE_DONT_MASK;
         if self.options.caching.watch_times {
             wanted |= InitFlags::FUSE_AUTO_INVAL_DATA;
+        }
+        // By itself the kernel asks for attributes with the first part of a listing only, and looks up all other names one by one.
+        if !self.union.is_local() {
+            wanted |= InitFlags::FUSE_READDIRPLUS_AUTO;
         }
         if self.options.writeback {
             wanted |= InitFlags::FUSE_WRITEBACK_CACHE;

@@ -7,9 +7,12 @@ use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timesp
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The largest value of an extended attribute, and the longest list of names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const XATTR_BYTES_MAX: usize = 65_536;
+/// The least that a read gives, but for the end of a file.
+const PAGE_BYTES: u64 = 4096;
 /// Bytes of one listing request.
 const LISTING_BYTES: usize = 1 << 16;
 
@@ -25,6 +28,8 @@ pub struct LocalObject {
 #[derive(Debug)]
 pub struct LocalBranch {
     root: Handle,
+    /// Its file system cannot share data between files.
+    clones_nothing: AtomicBool,
 }
 
 impl LocalBranch {
@@ -34,7 +39,7 @@ impl LocalBranch {
     /// As open(2).
     pub fn open(path: &Path) -> Res<Self> {
         let fd = fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { root: handle(fd, false) })
+        Ok(Self { root: handle(fd, false), clones_nothing: AtomicBool::new(false) })
     }
 }
 
@@ -364,7 +369,13 @@ impl Branch for LocalBranch {
         while done < buf.len() {
             match rustix::io::pread(fd, &mut buf[done..], offset + done as u64) {
                 Ok(0) => break,
-                Ok(n) => done += n,
+                Ok(n) => {
+                    done += n;
+                    // What cuts a read short before the end of the file does so between two pages.
+                    if !(offset + done as u64).is_multiple_of(PAGE_BYTES) {
+                        break;
+                    }
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
@@ -434,12 +445,16 @@ impl Branch for LocalBranch {
 
     fn copy_from(&self, to: &Handle, source: &dyn Branch, from: &Handle, size: u64) -> Res<()> {
         let (Ok(out), Ok(input)) = (fd(to), fd(from)) else { return copy_by_reading(self, to, source, from, size) };
-        if fs::ioctl_ficlone(out, input).is_ok() {
-            return Ok(fs::ftruncate(out, size)?);
+        if !self.clones_nothing.load(Ordering::Relaxed) {
+            match fs::ioctl_ficlone(out, input) {
+                Ok(()) => return Ok(fs::ftruncate(out, size)?),
+                // Its file system never does.
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOTTY) => self.clones_nothing.store(true, Ordering::Relaxed),
+                Err(_) => {}
+            }
         }
-        fs::ftruncate(out, size)?;
-        let mut first = true;
-        let copied = data_extents(source, from, size, &mut |start, end| {
+        let mut done = 0;
+        let mut each = |start, end| {
             let mut at = start;
             while at < end {
                 let (mut off_in, mut off_out) = (at, at);
@@ -448,13 +463,19 @@ impl Branch for LocalBranch {
                     0 => break,
                     n => at += n as u64,
                 }
-                first = false;
+                done = at;
             }
             Ok(())
-        });
+        };
+        // In a block there is no hole worth looking for.
+        let copied = if size <= PAGE_BYTES { each(0, size) } else { data_extents(source, from, size, &mut each) };
         match copied {
             // Not between these two file systems.
-            Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) if first => copy_by_reading(self, to, source, from, size),
+            Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) if done == 0 => {
+                copy_by_reading(self, to, source, from, size)
+            }
+            // It ends with a hole.
+            Ok(()) if done < size => Ok(fs::ftruncate(out, size)?),
             other => other,
         }
     }
