@@ -82,7 +82,9 @@ fn what_is_forgotten_is_not_watched() {
         known.push(union.lookup(dirs[0], b"sub").expect("look up").ino);
     }
     assert_eq!(watcher.watched(), 102);
-    known.into_iter().for_each(|ino| union.forget(ino, 1));
+    known.into_iter().for_each(|ino| {
+        union.forget(ino, 1);
+    });
     assert_eq!(watcher.watched(), 2);
     other(lower.path(), "touch 7/x");
     assert_eq!(heard(&union, &watcher), (vec![], false), "a mark is left");
