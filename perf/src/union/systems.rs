@@ -17,10 +17,23 @@ pub(crate) enum System {
     Ours,
     /// With `udba=none`: as the kernel's overlayfs, it looks for no changes made directly in a branch.
     OursNone,
+    /// With requests by io_uring.
+    OursRing,
+    /// The same with `passthrough`.
+    OursThrough,
 }
 
 impl System {
-    pub(crate) const ALL: [Self; 6] = [Self::Overlayfs, Self::FuseOverlayfs, Self::Mergerfs, Self::UnionfsFuse, Self::Ours, Self::OursNone];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Overlayfs,
+        Self::FuseOverlayfs,
+        Self::Mergerfs,
+        Self::UnionfsFuse,
+        Self::Ours,
+        Self::OursNone,
+        Self::OursRing,
+        Self::OursThrough,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -30,11 +43,13 @@ impl System {
             Self::UnionfsFuse => "unionfs-fuse",
             Self::Ours => "brickraft",
             Self::OursNone => "brickraft-none",
+            Self::OursRing => "brickraft-ring",
+            Self::OursThrough => "brickraft-through",
         }
     }
 
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Ours | Self::OursNone)
+        matches!(self, Self::Ours | Self::OursNone | Self::OursRing | Self::OursThrough)
     }
 
     /// mergerfs has no copy-up and no whiteouts.
@@ -87,9 +102,15 @@ impl System {
                 c.arg(format!("{u}=RW:{l}=RO"));
                 c
             }
-            Self::Ours | Self::OursNone => {
-                let mut options = format!("br={u}=rw:{l}=ro");
-                options.push_str(if self == Self::OursNone { ",udba=none" } else { "" });
+            Self::Ours | Self::OursNone | Self::OursRing | Self::OursThrough => {
+                // Once the kernel's switch is on, all would use rings.
+                let own = match self {
+                    Self::OursNone => "udba=none,noio_uring",
+                    Self::OursRing => "io_uring",
+                    Self::OursThrough => "io_uring,passthrough",
+                    _ => "noio_uring",
+                };
+                let mut options = format!("br={u}=rw:{l}=ro,{own}");
                 options.extend(with.iter().flat_map(|w| [",", w]));
                 let mut c = Command::new(brickraft);
                 c.args(["union", "-o", &options]);
