@@ -88,26 +88,29 @@ impl Ring {
                 // A processor that is not there now: anywhere.
                 let _ = rustix::thread::sched_setaffinity(None, &cpus);
                 let queue = u16::try_from(queue).expect("the kernel counts queues in 16 bits");
+                let mut entry = match FuseEntry::new(device, queue, payload_bytes) {
+                    Ok(entry) => entry,
+                    Err(e) => return drop(tell.send(Err(e))),
+                };
+                let _ = tell.send(Ok(()));
+                let mut served = Ok(());
                 for _ in 0..INIT_ATTEMPTS_MAX {
-                    let entry = FuseEntry::new(Arc::clone(&device), queue, payload_bytes);
-                    let failed = entry.as_ref().err().map(|e| io::Error::new(e.kind(), e.to_string()));
-                    let _ = tell.send(failed);
-                    let Ok(entry) = entry else { return };
-                    match entry.serve(|request| serve(request)) {
-                        Ok(()) => return,
-                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(INIT_WAIT),
-                        Err(e) => return tracing::warn!(%e, "the kernel takes no entry of a FUSE ring; requests come by the device"),
+                    served = entry.serve(|request| serve(request));
+                    if served.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
+                        std::thread::sleep(INIT_WAIT);
+                    } else {
+                        break;
                     }
+                }
+                if let Err(e) = served {
+                    tracing::warn!(%e, "the kernel takes no entry of a FUSE ring; requests come by the device");
                 }
             };
             started.push(Builder::new().name(format!("fuse-ring-{queue}")).spawn(run)?);
         }
+        // Each thread tells once, when it has its ring, or none.
         drop(tell);
-        for _ in 0..started.len() {
-            if let Ok(Some(e)) = told.recv() {
-                return Err(e);
-            }
-        }
+        told.iter().take(started.len()).collect::<io::Result<()>>()?;
         Ok(Self(started))
     }
 

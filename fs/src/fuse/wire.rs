@@ -1,8 +1,11 @@
 //! FUSE's messages as bytes, for requests that come over io_uring: fuser reads those of the device itself. Layouts: the kernel's
 //! `include/uapi/linux/fuse.h`, protocol 7.31 and later.
 
+#![allow(clippy::host_endian_bytes, reason = "the kernel's own memory")]
+
+use super::convert::time_spec;
 use crate::fop::{Attr, FileKind, SetAttr, TimeSpec};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 /// The operations, by their numbers.
 pub(super) mod opcode {
@@ -53,12 +56,10 @@ const FATTR_KILL_SUIDGID: u32 = 1 << 11;
 pub(super) struct Numbers<'a>(pub(super) &'a [u8]);
 
 impl Numbers<'_> {
-    #[allow(clippy::host_endian_bytes, reason = "the kernel's own memory")]
     pub(super) fn u32(&self, at: usize) -> u32 {
         self.0.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")))
     }
 
-    #[allow(clippy::host_endian_bytes, reason = "the kernel's own memory")]
     pub(super) fn u64(&self, at: usize) -> u64 {
         self.0.get(at..at + 8).map_or(0, |b| u64::from_ne_bytes(b.try_into().expect("eight bytes")))
     }
@@ -96,12 +97,10 @@ pub(super) fn names<const N: usize>(mut bytes: &[u8]) -> Option<([&[u8]; N], &[u
 pub(super) fn set_attr(op: Numbers<'_>) -> (SetAttr, bool) {
     let valid = op.u32(0);
     let given = |bit: u32| valid & bit != 0;
-    let now = || {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        TimeSpec { sec: since.as_secs().cast_signed(), nsec: since.subsec_nanos() }
-    };
     let time = |bit, now_bit, sec: usize, nsec: usize| {
-        given(bit).then(|| if given(now_bit) { now() } else { TimeSpec { sec: op.u64(sec).cast_signed(), nsec: op.u32(nsec) } })
+        given(bit).then(|| {
+            if given(now_bit) { time_spec(SystemTime::now()) } else { TimeSpec { sec: op.u64(sec).cast_signed(), nsec: op.u32(nsec) } }
+        })
     };
     let set = SetAttr {
         mode: given(FATTR_MODE).then(|| op.u32(68) & 0o7777),
@@ -142,12 +141,10 @@ impl<'a> Out<'a> {
         self
     }
 
-    #[allow(clippy::host_endian_bytes, reason = "the kernel's own memory")]
     pub(super) fn u32(&mut self, n: u32) -> &mut Self {
         self.bytes(&n.to_ne_bytes())
     }
 
-    #[allow(clippy::host_endian_bytes, reason = "the kernel's own memory")]
     pub(super) fn u64(&mut self, n: u64) -> &mut Self {
         self.bytes(&n.to_ne_bytes())
     }

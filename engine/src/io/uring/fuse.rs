@@ -6,6 +6,8 @@
 //!
 //! Numbers and layouts: the kernel's `include/uapi/linux/fuse.h`.
 
+#![allow(clippy::host_endian_bytes, reason = "the kernel's own memory")]
+
 use super::super::AlignedBuf;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::ioctl;
@@ -106,8 +108,9 @@ impl FuseEntry {
     /// payload that are the answer.
     ///
     /// # Errors
-    /// What registration said. The kernel then serves the connection by reads of the device.
-    pub fn serve(mut self, mut answer: impl FnMut(FuseRequest<'_>) -> (i32, usize)) -> io::Result<()> {
+    /// What registration said: `EAGAIN` before the connection's INIT is answered, after which it may be tried again. After any other the kernel
+    /// serves the connection by reads of the device.
+    pub fn serve(&mut self, mut answer: impl FnMut(FuseRequest<'_>) -> (i32, usize)) -> io::Result<()> {
         let header = std::ptr::from_mut(&mut *self.header).cast();
         let payload = Segment { base: self.payload.as_mut_slice().as_mut_ptr(), len: self.payload.len() };
         let segments = [Segment { base: header, len: size_of::<Header>() }, payload];

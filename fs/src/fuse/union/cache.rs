@@ -2,6 +2,7 @@
 
 use super::opens::Opens;
 use super::{FOR_EVER, attach};
+use crate::fuse::wire::Out;
 use crate::union::Udba;
 use fuser::{INodeNo, InitFlags, Notifier};
 use std::io;
@@ -17,7 +18,7 @@ pub(super) const REVAL: Duration = Duration::from_secs(1);
 const OLD_KERNEL: Duration = Duration::from_secs(10);
 /// The notification about a name, and its flag "look again" (Linux 6.2). Without the flag the kernel would drop the name for good, and whatever
 /// is mounted below it.
-const INVAL_ENTRY: i32 = 3;
+const INVAL_ENTRY: u32 = 3;
 const EXPIRE_ONLY: u32 = 1;
 
 /// How long the kernel may go without asking.
@@ -106,9 +107,8 @@ impl Invalidator {
                 let _ = self.expire(*parent, name);
             }
         }
-        let moved = self.opens.moved(inodes);
-        for ino in inodes.iter().chain(&moved) {
-            let _ = self.notifier.inval_inode(INodeNo(*ino), 0, 0);
+        for ino in inodes {
+            self.inode(*ino, 0);
         }
     }
 
@@ -131,7 +131,7 @@ impl Invalidator {
 
     /// Under all the numbers that the kernel knows it by.
     fn inode(&self, ino: u64, offset: i64) {
-        for node in [ino].into_iter().chain(self.opens.moved(&[ino])) {
+        for node in [ino].into_iter().chain(self.opens.moved(ino)) {
             let _ = self.notifier.inval_inode(INodeNo(node), offset, 0);
         }
     }
@@ -152,18 +152,9 @@ impl Invalidator {
     /// fuser does not know the flag: a header of length, number and 0, then parent, length of the name, flags, name and NUL.
     fn expire(&self, parent: u64, name: &[u8]) -> io::Result<()> {
         let len = u32::try_from(33 + name.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let mut message = Vec::with_capacity(33 + name.len());
-        #[allow(clippy::host_endian_bytes, reason = "the kernel's own memory")]
-        {
-            message.extend_from_slice(&len.to_ne_bytes());
-            message.extend_from_slice(&INVAL_ENTRY.to_ne_bytes());
-            message.extend_from_slice(&0_u64.to_ne_bytes());
-            message.extend_from_slice(&parent.to_ne_bytes());
-            message.extend_from_slice(&(len - 33).to_ne_bytes());
-            message.extend_from_slice(&EXPIRE_ONLY.to_ne_bytes());
-        }
-        message.extend_from_slice(name);
-        message.push(0);
+        let mut message = vec![0; len as usize];
+        let mut out = Out::new(&mut message);
+        out.u32(len).u32(INVAL_ENTRY).u64(0).u64(parent).u32(len - 33).u32(EXPIRE_ONLY).bytes(name);
         rustix::io::write(&*self.device, &message)?;
         Ok(())
     }

@@ -3,9 +3,9 @@
 use super::UnionMountOptions;
 use super::cache::Kernel;
 use super::lifetime::Lifetimes;
-use super::opens::{Answer, Candidate, Opens, PASSED_BYTES_MIN};
+use super::opens::{Candidate, Opened, Opens, PASSED_BYTES_MIN};
 use super::relief::Relief;
-use crate::fop::{Errno, FileKind};
+use crate::fop::{Attr, Errno, FileKind, SetAttr};
 use crate::union::{Caller, Entry, ROOT_INO, Res, Udba, Union};
 use brickraft_engine::io::uring::fuse::FuseBacking;
 use fuser::{BackingId, FileHandle, FopenFlags};
@@ -74,10 +74,16 @@ impl Edge {
     }
 
     /// OPEN, where files are opened; `register` makes a file known to the kernel.
-    pub(super) fn open(&self, node: u64, write: bool, register: impl FnOnce(&OwnedFd) -> io::Result<Backing>) -> Res<Answer<Backing>> {
+    pub(super) fn open(&self, node: u64, write: bool, register: impl FnOnce(&OwnedFd) -> io::Result<Backing>) -> Res<Opened<Backing>> {
         let opens = self.opens().ok_or(Errno::ENOSYS)?;
         let candidate = self.candidate(self.ino(node))?;
-        Ok(opens.open(node, write, candidate.as_ref(), register))
+        opens.open(node, write, candidate.as_ref(), register).opened().ok_or(Errno::ESTALE)
+    }
+
+    /// SETATTR; `kill_priv`: set-id bits go for another reason than a new owner.
+    pub(super) fn set_attr(&self, ino: u64, set: &SetAttr, kill_priv: bool) -> Res<Attr> {
+        let owner = set.mode.is_none() && (set.uid.is_some() || set.gid.is_some());
+        self.union.setattr(ino, set, kill_priv || owner)
     }
 
     /// The file, if it is one to pass through.
@@ -103,13 +109,9 @@ impl Edge {
         };
         let Some(opens) = self.opens() else { return Ok((entry, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE)) };
         let open = || opens.open(self.node(entry.ino), true, None, |_| Err(io::ErrorKind::Unsupported.into()));
-        let mut answer = open();
         // What was there already may be passed through to others.
-        if matches!(answer, Answer::Moved) {
-            answer = open();
-        }
-        let (handle, flags) = answer.handle();
-        Ok((entry, handle, flags))
+        let opened = open().opened().or_else(|| open().opened()).ok_or(Errno::ESTALE)?;
+        Ok((entry, opened.handle, opened.flags))
     }
 
     /// RELEASE: comes only for files that CREATE or OPEN opened.

@@ -1,7 +1,6 @@
 //! [`fuser::Filesystem`] over a [`Union`].
 
 use super::edge::{Backing, Edge};
-use super::opens::Answer;
 use crate::fop::{Errno, SetAttr};
 use crate::fuse::convert::{errno, file_attr, file_type, node_kind, time_or_now};
 use crate::fuse::ring::CAPABILITY;
@@ -191,9 +190,9 @@ impl Filesystem for UnionFs {
     ) {
         let set = SetAttr { mode: mode.map(|m| m & 0o7777), uid, gid, size, atime: atime.map(time_or_now), mtime: mtime.map(time_or_now) };
         // fuser does not hand the kernel's own word on, FATTR_KILL_SUIDGID: who is not root has no CAP_FSETID.
-        let kill_priv = mode.is_none() && (uid.is_some() || gid.is_some() || (size.is_some() && req.uid() != 0));
+        let kill_priv = mode.is_none() && size.is_some() && req.uid() != 0;
         let (seen, ino) = (self.life.seen(), self.ino(ino.0));
-        match self.union.setattr(ino, &set, kill_priv) {
+        match self.0.set_attr(ino, &set, kill_priv) {
             Ok(attr) => reply.attr(&self.life.attr(ino, &attr, seen), &file_attr(INodeNo(ino), &attr)),
             Err(e) => reply.error(errno(e)),
         }
@@ -256,18 +255,14 @@ impl Filesystem for UnionFs {
     /// There are no open files, but with `passthrough`.
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let write = flags.acc_mode() != fuser::OpenAccMode::O_RDONLY;
-        let answer = match self.0.open(ino.0, write, |file| reply.open_backing(file).map(Backing::Device)) {
-            Ok(answer) => answer,
+        let opened = match self.0.open(ino.0, write, |file| reply.open_backing(file).map(Backing::Device)) {
+            Ok(opened) => opened,
             Err(e) => return reply.error(errno(e)),
         };
-        let (handle, flags) = answer.handle();
-        match &answer {
-            Answer::Cached { .. } => reply.opened(handle, flags),
-            Answer::Passed(backing) => match &**backing {
-                Backing::Device(backing) => reply.opened_passthrough(handle, flags, backing),
-                Backing::Ring(_) => reply.error(fuser::Errno::EIO),
-            },
-            Answer::Moved => reply.error(fuser::Errno::ESTALE),
+        match opened.backing.as_deref() {
+            None => reply.opened(opened.handle, opened.flags),
+            Some(Backing::Device(backing)) => reply.opened_passthrough(opened.handle, opened.flags, backing),
+            Some(Backing::Ring(_)) => reply.error(fuser::Errno::EIO),
         }
     }
 

@@ -106,10 +106,12 @@ impl<B> Opens<B> {
         if node < MOVED_MIN { node } else { self.inner().inodes.get(&node).copied().unwrap_or(node) }
     }
 
-    /// The nodes that moved files among `inodes` have.
-    pub(super) fn moved(&self, inodes: &[u64]) -> Vec<u64> {
-        let inner = self.inner();
-        inodes.iter().filter_map(|ino| inner.moved.get(ino)).flatten().copied().collect()
+    /// The nodes that a moved file has, besides the one that has its inode's number.
+    pub(super) fn moved(&self, ino: u64) -> Vec<u64> {
+        if !self.any_moved.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        self.inner().moved.get(&ino).cloned().unwrap_or_default()
     }
 
     /// Decides about an open; `register` makes a file known to the kernel.
@@ -198,14 +200,24 @@ impl<B> Opens<B> {
     }
 }
 
+/// A handle as the kernel is told of it.
+#[derive(Debug)]
+pub(super) struct Opened<B> {
+    pub(super) handle: FileHandle,
+    pub(super) flags: FopenFlags,
+    /// The file that it is passed through to.
+    pub(super) backing: Option<Arc<B>>,
+}
+
 impl<B> Answer<B> {
-    /// Number and flags of the handle.
-    pub(super) const fn handle(&self) -> (FileHandle, FopenFlags) {
-        match self {
-            Self::Cached { keep: true } => (CACHED, FopenFlags::FOPEN_KEEP_CACHE),
-            Self::Cached { keep: false } => (CACHED, FopenFlags::empty()),
-            Self::Passed(_) | Self::Moved => (PASSED, FopenFlags::empty()),
-        }
+    /// `None` where the name has to be looked up again.
+    pub(super) fn opened(self) -> Option<Opened<B>> {
+        Some(match self {
+            Self::Cached { keep: true } => Opened { handle: CACHED, flags: FopenFlags::FOPEN_KEEP_CACHE, backing: None },
+            Self::Cached { keep: false } => Opened { handle: CACHED, flags: FopenFlags::empty(), backing: None },
+            Self::Passed(backing) => Opened { handle: PASSED, flags: FopenFlags::empty(), backing: Some(backing) },
+            Self::Moved => return None,
+        })
     }
 }
 
@@ -241,7 +253,7 @@ mod tests {
         assert_eq!(open(&opens, true, Some(&lower)), "moved");
         assert_eq!(word(&opens.open(7, false, Some(&lower), |_| Ok(1))), "moved");
         let node = opens.node(7);
-        assert!(node != 7 && opens.inode(node) == 7 && opens.moved(&[7]) == [node]);
+        assert!(node != 7 && opens.inode(node) == 7 && opens.moved(7) == [node]);
         assert_eq!(open(&opens, true, Some(&lower)), "cached");
         assert_eq!(open(&opens, false, Some(&copy)), "cached");
         opens.release(node, CACHED);

@@ -2,7 +2,6 @@
 //! text.
 
 use super::edge::{Backing, Edge};
-use super::opens::Answer;
 use crate::fop::{Attr, Errno};
 use crate::fuse::convert::node_kind;
 use crate::fuse::wire::{EntryOut, Head, Numbers, Out, names, opcode, set_attr};
@@ -77,8 +76,7 @@ impl Edge {
             opcode::GETATTR => self.attributes(call, payload, &self.union.getattr(ino)?),
             opcode::SETATTR => {
                 let (set, kill_priv) = set_attr(op);
-                let kill_priv = kill_priv || (set.mode.is_none() && (set.uid.is_some() || set.gid.is_some()));
-                self.attributes(call, payload, &self.union.setattr(ino, &set, kill_priv)?)
+                self.attributes(call, payload, &self.set_attr(ino, &set, kill_priv)?)
             }
             opcode::READLINK => {
                 let target = self.union.readlink(ino)?;
@@ -87,18 +85,16 @@ impl Edge {
             opcode::OPEN => {
                 let write = op.u32(0) & rustix::fs::OFlags::ACCMODE.bits() != rustix::fs::OFlags::RDONLY.bits();
                 let register = |file: &std::os::fd::OwnedFd| FuseBacking::new(Arc::clone(&self.device), file).map(Backing::Ring);
-                let answer = self.open(call.head.node, write, register)?;
-                let (handle, mut flags) = answer.handle();
-                let backing = match &answer {
-                    Answer::Moved => return Err(Errno::ESTALE),
-                    Answer::Passed(backing) => {
-                        let Backing::Ring(backing) = &**backing else { return Err(Errno::EIO) };
-                        flags |= fuser::FopenFlags::FOPEN_PASSTHROUGH;
+                let mut opened = self.open(call.head.node, write, register)?;
+                let backing = match opened.backing.as_deref() {
+                    Some(Backing::Ring(backing)) => {
+                        opened.flags |= fuser::FopenFlags::FOPEN_PASSTHROUGH;
                         backing.id().cast_unsigned()
                     }
-                    Answer::Cached { .. } => 0,
+                    Some(Backing::Device(_)) => return Err(Errno::EIO),
+                    None => 0,
                 };
-                Ok(Out::new(payload).u64(handle.0).u32(flags.bits()).u32(backing).len())
+                Ok(Out::new(payload).u64(opened.handle.0).u32(opened.flags.bits()).u32(backing).len())
             }
             opcode::RELEASE => {
                 self.release(call.head.node, FileHandle(op.u64(0)));
