@@ -12,7 +12,7 @@ pub(super) type Def = TableDefinition<'static, &'static [u8], &'static [u8]>;
 /// The version of tables and snapshot stream.
 pub(super) const FORMAT_VERSION: u32 = 2;
 /// Values up to this length stand in `current` too, so that a range is one scan.
-pub(super) const INLINE_BYTES_MAX: usize = 512;
+pub(super) const INLINE_BYTES_MAX: usize = 128;
 
 pub(super) const META: Def = TableDefinition::new("meta");
 pub(super) const LEASES: Def = TableDefinition::new("leases");
