@@ -22,7 +22,15 @@ impl Default for Limits {
     }
 }
 
+/// What a message may be larger than a request: etcd's overhead, so that "request is too large" is said by us.
+const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+
 impl Limits {
+    /// Bytes of a message that is read at all.
+    pub(super) fn message_bytes_max(&self) -> usize {
+        self.request_bytes_max.saturating_add(MESSAGE_OVERHEAD_BYTES)
+    }
+
     /// Refuses what is too large to be proposed.
     pub(super) fn size(&self, request: &impl Message) -> Result<(), ApiError> {
         if request.encoded_len() > self.request_bytes_max {

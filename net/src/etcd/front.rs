@@ -2,7 +2,7 @@
 
 use super::gateway::Gateway;
 use super::metrics::Method;
-use super::pb::etcdserverpb::kv_server::KvServer;
+use super::unary::{self, Call, Reply, Unary};
 use super::{Api, ClientCertName, pages};
 use http_body::Frame;
 use std::convert::Infallible;
@@ -17,8 +17,6 @@ use tonic::codegen::{Body as HttpBody, BoxFuture, Bytes, Service, StdError};
 use tonic::service::Routes;
 use tonic::{Code, Status};
 
-/// The paths that nearly all requests have.
-const KV_PATHS: &str = "/etcdserverpb.KV/";
 /// How long a client waits.
 const TIMEOUT: header::HeaderName = header::HeaderName::from_static("grpc-timeout");
 
@@ -33,24 +31,15 @@ pub(super) struct Front {
 struct Port {
     api: Api,
     /// `None` on a port that has the pages alone.
-    services: Option<Services>,
+    services: Option<Routes>,
     gateway: Option<Gateway>,
 }
 
-/// The gRPC services.
-#[derive(Clone)]
-pub(super) struct Services {
-    /// All of them.
-    pub(super) routes: Routes,
-    /// One of them once more: the way through the routes costs a put some microseconds.
-    pub(super) kv: KvServer<Api>,
-}
-
 impl Front {
-    pub(super) fn new(api: Api, services: Option<Services>) -> Self {
+    pub(super) fn new(api: Api, services: Option<Routes>) -> Self {
         let settings = api.settings();
         let bytes_max = settings.limits.request_bytes_max;
-        let gateway = services.as_ref().filter(|_| settings.gateway).map(|s| Gateway::new(s.routes.clone(), bytes_max));
+        let gateway = services.as_ref().filter(|_| settings.gateway).map(|s| Gateway::new(s.clone(), bytes_max));
         Self { port: Arc::new(Port { api, services, gateway }), name: None }
     }
 
@@ -62,24 +51,23 @@ impl Front {
 
 type Answer = BoxFuture<Response<Body>, Infallible>;
 
-impl Services {
-    fn call<B>(&self, request: Request<B>) -> Answer
-    where
-        B: HttpBody<Data = Bytes> + Send + 'static,
-        B::Error: Into<StdError> + Send + 'static,
-    {
-        let most = time_left(request.headers());
-        let answer = if request.uri().path().starts_with(KV_PATHS) {
-            self.kv.clone().call(request)
-        } else {
-            Box::pin(self.routes.clone().call(request.map(Body::new)))
-        };
-        let Some(most) = most else { return answer };
-        Box::pin(async move {
-            let late = |_| Ok(Status::cancelled("Timeout expired").into_http());
-            tokio::time::timeout(most, answer).await.unwrap_or_else(late)
-        })
-    }
+/// By tonic's services.
+fn call<B>(services: &Routes, request: Request<B>) -> Answer
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    let most = time_left(request.headers());
+    let answer = services.clone().call(request.map(Body::new));
+    Box::pin(async move {
+        match most {
+            None => answer.await,
+            Some(most) => {
+                let late = |_| Ok(Status::cancelled("Timeout expired").into_http());
+                tokio::time::timeout(most, answer).await.unwrap_or_else(late)
+            }
+        }
+    })
 }
 
 /// How long the client waits, where it says so and says it well: up to eight digits and a unit.
@@ -99,7 +87,8 @@ fn time_left(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// Whose answer is waited for.
-pub(super) enum FrontFuture {
+pub(super) enum FrontFuture<B> {
+    Kv(Unary<B>, Arc<Method>),
     Grpc(Answer, Option<Arc<Method>>),
     Plain(Pin<Box<dyn Future<Output = Response<Body>> + Send>>),
     Lost,
@@ -107,31 +96,35 @@ pub(super) enum FrontFuture {
 
 impl<B> Service<Request<B>> for Front
 where
-    B: HttpBody<Data = Bytes> + Send + 'static,
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<StdError> + Send + 'static,
 {
-    type Response = Response<Body>;
+    type Response = Response<Reply>;
     type Error = Infallible;
-    type Future = FrontFuture;
+    type Future = FrontFuture<B>;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         // The services are always ready.
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<B>) -> FrontFuture {
+    fn call(&mut self, mut request: Request<B>) -> FrontFuture<B> {
+        let Port { api, services, gateway } = &*self.port;
+        let method = services.as_ref().and_then(|_| api.settings().metrics.method(request.uri().path()).cloned());
+        if let Some(method) = &method {
+            method.started();
+            if let Some(kv) = Call::of(&request) {
+                let most = time_left(request.headers());
+                return FrontFuture::Kv(Unary::new(api, kv, self.name.clone(), most, request), method.clone());
+            }
+        }
         if let Some(name) = &self.name {
             request.extensions_mut().insert(name.clone());
         }
-        let Port { api, services, gateway } = &*self.port;
-        let path = request.uri().path();
-        if let Some(services) = services
-            && let Some(method) = api.settings().metrics.method(path)
-        {
-            method.started();
-            let method = method.clone();
-            return FrontFuture::Grpc(services.call(request), Some(method));
+        if let (Some(services), Some(method)) = (services, method) {
+            return FrontFuture::Grpc(call(services, request), Some(method));
         }
+        let path = request.uri().path();
         if pages::is_page(path) {
             let (api, request) = (api.clone(), request.map(Body::new));
             return FrontFuture::Plain(Box::pin(async move { allow_any_origin(pages::serve(api, request).await) }));
@@ -143,7 +136,7 @@ where
             return FrontFuture::Plain(Box::pin(async move { allow_any_origin(gateway.serve(request).await) }));
         }
         match services {
-            Some(services) if is_grpc(request.headers()) => FrontFuture::Grpc(services.call(request), None),
+            Some(services) if is_grpc(request.headers()) => FrontFuture::Grpc(call(services, request), None),
             _ => FrontFuture::Lost,
         }
     }
@@ -166,21 +159,31 @@ fn code(headers: &HeaderMap) -> Option<Code> {
     Status::from_header_map(headers).map(|s| s.code())
 }
 
-impl Future for FrontFuture {
-    type Output = Result<Response<Body>, Infallible>;
+impl<B> Future for FrontFuture<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    type Output = Result<Response<Reply>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let lost = || pages::response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n");
         match self.get_mut() {
-            Self::Plain(page) => page.as_mut().poll(cx).map(Ok),
-            Self::Lost => Poll::Ready(Ok(pages::response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n"))),
+            Self::Kv(unary, method) => {
+                let (response, code) = unary::response(ready!(Pin::new(unary).poll(cx)));
+                method.handled(code as usize);
+                Poll::Ready(Ok(response))
+            }
+            Self::Plain(page) => page.as_mut().poll(cx).map(|page| Ok(page.map(Reply::Other))),
+            Self::Lost => Poll::Ready(Ok(lost().map(Reply::Other))),
             Self::Grpc(answer, method) => {
-                let Ok(response) = ready!(answer.as_mut().poll(cx));
+                let response = ready!(answer.as_mut().poll(cx))?.map(Reply::Other);
                 let Some(method) = method.take() else { return Poll::Ready(Ok(response)) };
                 match code(response.headers()) {
                     // A refusal is all header.
                     Some(code) => method.handled(code as usize),
                     None if method.streams() => {
-                        let counted = |body| Body::new(Counted { body, method: Some(method), code: Code::Cancelled });
+                        let counted = |body| Reply::Other(Body::new(Counted { body, method: Some(method), code: Code::Cancelled }));
                         return Poll::Ready(Ok(response.map(counted)));
                     }
                     None => method.handled(Code::Ok as usize),
@@ -193,7 +196,7 @@ impl Future for FrontFuture {
 
 /// A stream's body; its outcome is counted at its end, or when the client goes away before.
 struct Counted {
-    body: Body,
+    body: Reply,
     method: Option<Arc<Method>>,
     code: Code,
 }

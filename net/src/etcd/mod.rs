@@ -26,6 +26,7 @@ pub mod pb;
 mod peer_name;
 mod serve;
 mod status;
+mod unary;
 mod watch;
 
 #[cfg(test)]

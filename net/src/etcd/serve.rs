@@ -1,7 +1,7 @@
 //! The client port: gRPC, the plain pages and the JSON gateway on the same socket.
 
 use super::authority::ClientStream;
-use super::front::{Front, Services};
+use super::front::Front;
 use super::pb::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -30,8 +30,6 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Requests and streams open on one connection; those who wait for a lock count too.
 const STREAMS_MAX: u32 = 100_000;
-/// What a message may be larger than a request: etcd's overhead, so that "request is too large" is said by us.
-const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
 /// Requests that run when the server is told to stop have so long to end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -152,10 +150,9 @@ async fn accept(listener: Listener, tls: Option<Acceptor>, api: Api, accepted: m
     }
 }
 
-fn services(api: &Api) -> Services {
-    let bytes_max = api.settings().limits.request_bytes_max + MESSAGE_OVERHEAD_BYTES;
-    let kv = KvServer::new(api.clone()).max_decoding_message_size(bytes_max);
-    let routes = Routes::new(kv.clone())
+fn services(api: &Api) -> Routes {
+    let bytes_max = api.settings().limits.message_bytes_max();
+    Routes::new(KvServer::new(api.clone()).max_decoding_message_size(bytes_max))
         .add_service(WatchServer::new(api.clone()).max_decoding_message_size(bytes_max))
         .add_service(LeaseServer::new(api.clone()).max_decoding_message_size(bytes_max))
         .add_service(ClusterServer::new(api.clone()).max_decoding_message_size(bytes_max))
@@ -164,6 +161,5 @@ fn services(api: &Api) -> Services {
         .add_service(LockServer::new(api.clone()).max_decoding_message_size(bytes_max))
         .add_service(ElectionServer::new(api.clone()).max_decoding_message_size(bytes_max))
         .add_service(HealthServer::new(api.clone()).max_decoding_message_size(bytes_max))
-        .prepare();
-    Services { routes, kv }
+        .prepare()
 }

@@ -50,7 +50,7 @@ impl Api {
     /// Takes a request apart.
     pub(in super::super) fn caller<T>(&self, request: Request<T>) -> (Caller, T) {
         let (metadata, mut extensions, message) = request.into_parts();
-        (Caller { api: self.clone(), metadata, cert: extensions.remove::<ClientCertName>() }, message)
+        (Caller::new(self.clone(), metadata, extensions.remove::<ClientCertName>()), message)
     }
 
     /// Who a request is from, by the auth store as it is here; `None`: it does not say. A token that means nothing here may
@@ -102,6 +102,15 @@ impl Api {
 }
 
 impl Caller {
+    pub(in super::super) fn new(api: Api, metadata: MetadataMap, cert: Option<ClientCertName>) -> Self {
+        Self { api, metadata, cert }
+    }
+
+    /// Refuses where the request asked for a leader, and there is none.
+    pub(in super::super) fn require_a_leader(&self) -> Result<(), ApiError> {
+        self.require_leader(&self.metadata).map(drop)
+    }
+
     /// The auth store as it is here, and who this is by it; no state while authentication is off.
     pub(in super::super) async fn identity(&self) -> Result<Option<(Arc<AuthState>, Option<Identity>)>, ApiError> {
         if self.handle().store().auth_mark() == 0 {

@@ -9,6 +9,7 @@ mod kv;
 mod lease;
 mod locks;
 mod maintenance;
+mod unary;
 mod watch;
 
 use super::pb::etcdserverpb::{self as pb, kv_client::KvClient, lease_client::LeaseClient};
