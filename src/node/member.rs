@@ -23,7 +23,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{JoinError, spawn_local};
 
 /// The key-value store's cache, in bytes.
 const CACHE_BYTES: usize = 64 << 20;
@@ -53,28 +53,33 @@ struct Plan {
 /// # Errors
 /// What ended it.
 pub fn run(config: &ServerConfig, clock: Clock, started: &SyncSender<Result<Started>>, mut stop: watch::Receiver<bool>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the member's runtime")?;
-    let local = LocalSet::new();
-    let result = local.block_on(&runtime, async {
+    let runtime = super::local_runtime().context("start the member's runtime")?;
+    // Whatever is still connected when it ends is cut off.
+    runtime.block_on(async {
         let (run, handle) = open(config, clock, started).await?;
-        tokio::pin!(run);
+        // A task of its own: to wake what `block_on` itself waits for takes a system call.
+        let mut run = spawn_local(run);
         tokio::select! {
-            ended = &mut run => return ended,
+            ended = &mut run => return unless_panicked(ended),
             _ = stop.wait_for(|&stop| stop) => {}
         }
-        let (ended, ()) = tokio::join!(run, handle.stop());
-        ended
-    });
-    // Whatever is still connected is cut off.
-    drop(local);
-    result
+        handle.stop().await;
+        unless_panicked(run.await)
+    })
+}
+
+fn unless_panicked(ended: Result<Result<()>, JoinError>) -> Result<()> {
+    ended.unwrap_or_else(|e| match e.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(e) => Err(e).context("the member's task"),
+    })
 }
 
 async fn open(
     config: &ServerConfig,
     clock: Clock,
     started: &SyncSender<Result<Started>>,
-) -> Result<(impl Future<Output = Result<()>>, MemberHandle)> {
+) -> Result<(impl Future<Output = Result<()>> + use<>, MemberHandle)> {
     removal::check(&config.data_dir)?;
     let peer_tls = config.peer_tls.for_peers(&config.listen_peer, &config.data_dir, config.self_signed_years, &config.tls_policy)?;
     let plan = plan(config, peer_tls.as_ref()).await?;

@@ -32,8 +32,8 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::runtime::{LocalOptions, LocalRuntime};
 use tokio::sync::{Notify, watch};
-use tokio::task::LocalSet;
 
 /// How long bricks may take to leave their groups at a stop.
 const LEAVE: Duration = Duration::from_secs(3);
@@ -179,6 +179,12 @@ fn lock(data_dir: &Path) -> Result<File> {
     }
 }
 
+/// A thread's runtime. Its tasks need not be `Send`, and are the runtime's own: those of a `LocalSet` are woken by way of the
+/// future that the runtime blocks on, which is a system call for each socket that becomes ready.
+fn local_runtime() -> std::io::Result<LocalRuntime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
+}
+
 fn run_bricks(
     config: &ServerConfig,
     address: &str,
@@ -187,9 +193,8 @@ fn run_bricks(
     mut stop: watch::Receiver<bool>,
     ended: &mpsc::Sender<Ended>,
 ) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the bricks' runtime")?;
-    let local = LocalSet::new();
-    local.block_on(&runtime, async {
+    let runtime = local_runtime().context("start the bricks' runtime")?;
+    runtime.block_on(async {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("listen on {address} for bricks and management (--listen-brick-addr)"))?;

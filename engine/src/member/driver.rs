@@ -4,7 +4,7 @@
 //! the proposals of many clients make one log write and one append to each follower.
 
 use super::core::MemberCore;
-use super::handle::{Call, Control, Inbox, ReplyTo};
+use super::handle::{Call, Clock, Control, Inbox, ReplyTo};
 use super::job::{StoreDone, StoreJob};
 use super::types::{MemberError, MemberEvent, MemberOutput, PeerMessage};
 use super::watches::WatchSink;
@@ -13,11 +13,14 @@ use crate::io::uring::Readiness;
 use crate::kv::{Store, WatchId};
 use crate::types::{NodeId, Time};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Sleep;
 
 /// Events that one turn takes from each channel.
 const BATCH_MAX: usize = 1024;
@@ -45,6 +48,30 @@ pub enum DriverError {
     Readiness(#[source] std::io::Error),
 }
 
+/// The runtime's timer, set anew only for an earlier time: that costs the runtime a system call, even from its own thread.
+/// One that fires too early makes a turn in which nothing is due.
+struct Alarm {
+    sleep: Pin<Box<Sleep>>,
+    /// When it fires; `None`: it has.
+    at: Option<Time>,
+}
+
+impl Alarm {
+    fn new() -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep(Duration::ZERO)), at: None }
+    }
+
+    /// Returns at `time` or before.
+    async fn wait(&mut self, clock: &Clock, time: Time) {
+        if self.at.is_none_or(|at| time < at) {
+            self.sleep.as_mut().reset(tokio::time::Instant::from_std(clock.instant(time)));
+            self.at = Some(time);
+        }
+        self.sleep.as_mut().await;
+        self.at = None;
+    }
+}
+
 struct Watcher {
     sink: WatchSink,
     /// The stream was full; it tells when it has room.
@@ -60,6 +87,7 @@ struct Driver<I: Io> {
     watchers: BTreeMap<WatchId, Watcher>,
     /// Watchers whose stream has room again.
     roomy: BTreeSet<WatchId>,
+    alarm: Alarm,
     job: Option<JoinHandle<StoreDone>>,
     stop_replies: Vec<oneshot::Sender<()>>,
     ended: Option<Result<(), DriverError>>,
@@ -95,6 +123,7 @@ pub async fn run<I: Io>(core: MemberCore<I>, inbox: Inbox, transport: Transport)
         next_request: 1,
         watchers: BTreeMap::new(),
         roomy: BTreeSet::new(),
+        alarm: Alarm::new(),
         job: None,
         stop_replies: Vec::new(),
         ended: None,
@@ -179,7 +208,7 @@ impl<I: Io> Driver<I> {
             tokio::task::yield_now().await;
             return Woken::Other;
         }
-        let until = tokio::time::Instant::from_std(self.inbox.clock.instant(timeout));
+        let clock = self.inbox.clock;
         let mut calls = Vec::new();
         let mut peers = Vec::new();
         let readable = async {
@@ -217,7 +246,7 @@ impl<I: Io> Driver<I> {
                     Woken::Other
                 }
             },
-            () = tokio::time::sleep_until(until) => Woken::Other,
+            () = self.alarm.wait(&clock, timeout) => Woken::Other,
         }
     }
 

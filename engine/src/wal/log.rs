@@ -273,7 +273,7 @@ impl<I: Io> Wal<I> {
                 self.segments.completed(&mut self.io, result)?;
                 continue;
             }
-            result.map_err(WalError::io(format!("write batch {token}")))?;
+            result.map_err(|e| WalError::io(format!("write batch {token}"))(e))?;
             if let Some(flying) = self.in_flight.iter_mut().find(|f| f.number == token) {
                 flying.done = true;
             }
@@ -337,8 +337,10 @@ impl<I: Io> Wal<I> {
         self.chain = chain_hash(&header);
         self.next_number += 1;
         self.in_flight.push_back(Flying { number, last, floor, done: false });
-        let action = format!("write batch {number} to segment {} at byte {offset}", segment_name(segment));
-        self.io.submit(number, IoOp::Write { file, offset, data: buf, durable: true }).map_err(WalError::io(action))
+        self.io.submit(number, IoOp::Write { file, offset, data: buf, durable: true }).map_err(|e| {
+            let action = format!("write batch {number} to segment {} at byte {offset}", segment_name(segment));
+            WalError::io(action)(e)
+        })
     }
 
     /// The first half of [`Self::poll`]: takes in what is done and submits nothing, so that those who waited can append

@@ -152,7 +152,6 @@ pub enum WalError {
 
 impl WalError {
     pub(super) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let action = action.into();
-        move |e| Self::Io { action, source: Arc::new(e) }
+        move |e| Self::Io { action: action.into(), source: Arc::new(e) }
     }
 }
