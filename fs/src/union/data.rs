@@ -149,7 +149,9 @@ impl Union {
         }
         let mut buf = vec![0; want.min(COPY_STEP_BYTES_MAX)];
         let got = self.read_opened(&from, &source, from_offset, &mut buf)?;
-        self.write_opened(&to, &target, to_offset, &buf[..got])?;
+        if got > 0 {
+            self.write_opened(&to, &target, to_offset, &buf[..got])?;
+        }
         Ok(got as u64)
     }
 

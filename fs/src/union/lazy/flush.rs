@@ -79,18 +79,15 @@ impl Lazy {
         };
         let Some(copy) = copy.or(kept.as_ref()) else { return Ok(false) };
         self.branch().fsync(copy, data_only)?;
-        if self.removed.load(Ordering::Acquire) {
-            return Ok(false);
-        }
-        if !blocks.is_empty() {
+        if !blocks.is_empty() && !self.removed.load(Ordering::Acquire) {
             match self.write_bits(&blocks) {
                 // It was removed meanwhile, or cut to nothing.
-                Err(Errno::ENOENT) if self.removed.load(Ordering::Acquire) || self.is_done() => return Ok(false),
+                Err(Errno::ENOENT) if self.removed.load(Ordering::Acquire) || self.is_done() => {}
                 other => other?,
             }
         }
         let mut state = self.state_mut();
-        if !state.is_whole() || state.limit == 0 {
+        if !state.is_whole() || self.is_done() || !self.slot.writable() {
             return Ok(false);
         }
         if state.pending.is_empty() {
@@ -114,7 +111,7 @@ impl Lazy {
         if self.broken.is_some() {
             super::super::whiteout::leftovers(self.branch().remove_xattr(At::Open(copy), XATTR_LAZY));
         } else if !removed {
-            tidy(&self.slot, At::Open(copy), &self.mark, self.id.1);
+            tidy(&self.slot, At::Open(copy), &self.mark, self.mark.own);
         }
     }
 }
