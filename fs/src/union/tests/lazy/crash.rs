@@ -79,10 +79,10 @@ fn files(union: &Union) -> BTreeMap<String, Vec<u8>> {
 /// One state that a file may come back in.
 type Past = Vec<BTreeMap<String, Vec<u8>>>;
 
-/// Whether each byte is one that it was.
+/// Whether it is as long as it was once, and each byte is one that it was.
 fn was(shown: &[u8], past: &[&Vec<u8>]) -> bool {
     past.iter().any(|p| p.len() == shown.len())
-        && shown.iter().enumerate().all(|(i, byte)| past.iter().any(|p| p.get(i).copied().unwrap_or(0) == *byte))
+        && shown.iter().enumerate().all(|(i, byte)| past.iter().any(|p| p.get(i) == Some(byte)))
 }
 
 fn act(union: &Union, change: &Change) {
