@@ -2,10 +2,15 @@
 
 use crate::stack::{Stack, System, fingerprint};
 use crate::support::{BRICKRAFT, command, fsx, run};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rustix::fs::FallocateFlags;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 const HUGE: u64 = 4 << 30;
+/// Of a file that is changed at random: five blocks.
+const SIZE_MAX: usize = 600_000;
 
 /// A sparse file of 4 GiB below, with data here and there.
 fn huge() -> Stack {
@@ -99,6 +104,92 @@ fn what_is_left_is_copied_on_demand() {
     assert_eq!(fs::read_dir(stack.upper().join(".wh..wh.lazy")).expect("list").count(), 0);
     assert!(remount(&delete).status.success());
     assert_eq!(at(&File::open(&path).expect("open"), HUGE / 2, 6), b"middle");
+}
+
+#[test]
+fn the_log_names_the_copy_and_the_lower_file_that_is_not_what_it_was() {
+    let stack = huge();
+    stack.mount_with(",lazy-cpup=1G");
+    fs::create_dir(stack.mnt().join("dir")).expect("mkdir");
+    fs::rename(stack.mnt().join("huge"), stack.mnt().join("dir/moved")).expect("rename");
+    stack.unmount();
+    fs::remove_file(stack.lower().join("huge")).expect("remove it below");
+    let log = stack.path("log");
+    stack.mount_with(&format!(",log-file={}", log.display()));
+    let error = fs::read(stack.mnt().join("dir/moved")).expect_err("its data is gone");
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    let said = fs::read_to_string(&log).expect("the log");
+    for name in [stack.upper().join("dir/moved"), stack.lower().join("huge")] {
+        assert!(said.contains(name.to_str().expect("plain path")), "{} is not in the log: {said}", name.display());
+    }
+    fs::remove_file(stack.mnt().join("dir/moved")).expect("it can be removed");
+    assert_eq!(fs::read_dir(stack.upper().join(".wh..wh.lazy")).expect("list").count(), 0);
+}
+
+/// A random change of a file and of its model.
+fn change(file: &File, model: &mut Vec<u8>, rng: &mut SmallRng) {
+    let (at, len) = (rng.random_range(0..SIZE_MAX), rng.random_range(1..40_000));
+    let fill = rng.random_range(1..255);
+    let grow = |model: &mut Vec<u8>, end: usize| model.resize(model.len().max(end), 0);
+    match rng.random_range(0..10) {
+        0..5 => {
+            file.write_all_at(&vec![fill; len], at as u64).expect("write");
+            grow(model, at + len);
+            model[at..at + len].fill(fill);
+        }
+        5 => {
+            file.set_len(at as u64).expect("truncate");
+            model.resize(at, 0);
+        }
+        n @ 6..9 => {
+            let flags =
+                [FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, FallocateFlags::ZERO_RANGE, FallocateFlags::empty()][n - 6];
+            rustix::fs::fallocate(file, flags, at as u64, len as u64).expect("fallocate");
+            if n > 6 {
+                grow(model, at + len);
+            }
+            let end = model.len().min(at + len);
+            if n < 8 {
+                model[at.min(end)..end].fill(0);
+            }
+        }
+        _ => {
+            let (mut from, mut to) = (at as u64, (at + SIZE_MAX / 2) as u64);
+            let done = rustix::fs::copy_file_range(file, Some(&mut from), file, Some(&mut to), len).expect("copy_file_range");
+            if done > 0 {
+                grow(model, at + SIZE_MAX / 2 + done);
+                model.copy_within(at..at + done, at + SIZE_MAX / 2);
+            }
+        }
+    }
+}
+
+/// fsx would begin with a truncation; here it begins with what is below.
+#[test]
+fn random_use_is_as_of_a_plain_file() {
+    for (seed, transport) in [(1, ",noio_uring"), (2, ",io_uring"), (3, ",noio_uring,writeback"), (4, ",noio_uring,passthrough")] {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let stack = Stack::new(System::Ours);
+        let mut model: Vec<u8> = (0..SIZE_MAX).map(|i| (i / 3 % 251) as u8).collect();
+        fs::write(stack.lower().join("file"), &model).expect("write below");
+        let before = fingerprint(&stack.lower());
+        for round in 0..6 {
+            stack.mount_with(&format!(",lazy-cpup=64K{transport}"));
+            let path = stack.mnt().join("file");
+            for n in 0..40 {
+                let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
+                change(&file, &mut model, &mut rng);
+                if rng.random_range(0..8) == 0 {
+                    file.sync_data().expect("fdatasync");
+                }
+                let shown = fs::read(&path).expect("read");
+                let differs = shown.iter().zip(&model).position(|(a, b)| a != b);
+                assert!(shown.len() == model.len() && differs.is_none(), "{transport}, round {round}, change {n}: at {differs:?}");
+            }
+            stack.unmount();
+        }
+        assert_eq!(fingerprint(&stack.lower()), before, "the read-only branch changed");
+    }
 }
 
 #[test]

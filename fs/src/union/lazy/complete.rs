@@ -9,6 +9,9 @@ use crate::fop::{Errno, FileKind, SetAttr};
 /// Bytes that are copied while nobody else can use the file.
 const HELD_BYTES_MAX: u64 = 4 << 20;
 
+/// A file's capabilities: the kernel takes them away at each write, but nobody has written here.
+const CAPABILITY: &[u8] = b"security.capability";
+
 impl Union {
     /// Copies up to `bytes` of what a file still has in its lower branch alone; whether nothing is left to copy.
     ///
@@ -43,11 +46,12 @@ impl Union {
         }
     }
 
-    /// Copies some blocks; its times stay.
+    /// Copies some blocks; its times and capabilities stay.
     fn complete_step(&self, file: LazyFile<'_>, bytes: u64) -> Res<Step> {
         let (block, branch) = (file.lazy.mark.block, file.branch());
         let mut state = file.state_mut()?;
         let before = branch.stat(At::Open(file.copy))?;
+        let capability = branch.get_xattr(At::Open(file.copy), CAPABILITY).ok();
         let mut done = 0;
         let mut at = 0;
         let filled = loop {
@@ -64,8 +68,12 @@ impl Union {
             state.took(start, end, block);
             (done, at) = (done + (end - start), k + 1);
         };
-        if done > 0 {
-            branch.set_attr(At::Open(file.copy), &SetAttr { atime: Some(before.atime), mtime: Some(before.mtime), ..SetAttr::default() })?;
+        if done > 0 || filled.is_err() {
+            if let Some(value) = capability {
+                branch.set_xattr(At::Open(file.copy), CAPABILITY, &value, 0)?;
+            }
+            let times = SetAttr { atime: Some(before.atime), mtime: Some(before.mtime), ..SetAttr::default() };
+            branch.set_attr(At::Open(file.copy), &times)?;
         }
         let full = self.note_dirty(file, &mut state);
         filled.map(|()| Step { bytes: done.max(1), full, whole: state.is_whole() })

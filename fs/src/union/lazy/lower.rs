@@ -1,11 +1,11 @@
 //! The lower file of a lazy copy: how it is found again, and read.
 
+use super::super::Res;
 use super::super::branch::{At, Handle, Open, SEEK_DATA, Stat};
 use super::super::config::Access;
 use super::super::core::Union;
 use super::super::node::{Node, lock};
 use super::super::slot::Slot;
-use super::super::Res;
 use super::Lazy;
 use super::mark::Mark;
 use crate::fop::Errno;
@@ -42,11 +42,8 @@ impl Union {
     /// Where the lower file of a mark lies; `None`: nowhere. In the branch that the mark names, or in another one: branches go by other names elsewhere.
     pub(super) fn lower_slot(&self, copy: &Arc<Slot>, mark: &Mark) -> Res<Option<(Arc<Slot>, Handle, Vec<u8>)>> {
         let view = self.view();
-        let (named, others): (Vec<_>, Vec<_>) = view
-            .slots
-            .iter()
-            .filter(|slot| !Arc::ptr_eq(slot, copy))
-            .partition(|slot| slot.source.label().as_bytes() == mark.branch);
+        let (named, others): (Vec<_>, Vec<_>) =
+            view.slots.iter().filter(|slot| !Arc::ptr_eq(slot, copy)).partition(|slot| slot.source.label().as_bytes() == mark.branch);
         for slot in named.into_iter().chain(others) {
             match walk(slot, &mark.path) {
                 Ok((dir, name, stat)) if mark.is_of(&stat) => return Ok(Some((Arc::clone(slot), dir, name))),
@@ -118,7 +115,10 @@ impl Union {
             Some(why) => {
                 if !lazy.told.swap(true, Ordering::Relaxed) {
                     let copy = shown(node, lazy);
-                    tracing::error!(copy, "the mark of a file of which not all was copied up cannot be used: {why}; its data cannot be told");
+                    tracing::error!(
+                        copy,
+                        "the mark of a file of which not all was copied up cannot be used: {why}; its data cannot be told"
+                    );
                 }
                 Err(Errno::EIO)
             }

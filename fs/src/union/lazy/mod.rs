@@ -14,7 +14,7 @@
 //! 1. *A bit that a crash leaves set is true.* It was written after a sync that began when the block was whole in the copy, and no bit is ever
 //!    taken back. What is written to the block later goes the way of every file's data.
 //! 2. *A block without its bit shows the lower file*, whatever of it reached the copy: the old content of a block that was never synced, since each fsync sets
-//!    the bits of all that was written before it. Nobody sees parts of both, as bits decide by blocks.
+//!    the bits of all that was written before it. Below the limit nobody sees parts of both, as bits decide by blocks.
 //! 3. *The limit does not rise.* A truncation shortens the copy, syncs that, and lowers the mark's limit then. In between the copy's own size is a
 //!    limit too, and nothing makes the copy longer before the mark is right. So no byte that was cut off comes back when the file grows again.
 //! 4. *The file becomes an ordinary one in one step*: with all blocks and bits synced the mark's limit becomes 0. From there on it asks for neither the

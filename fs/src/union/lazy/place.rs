@@ -48,7 +48,9 @@ impl Union {
         }
         let size = stat.size.min(keep);
         let wanted = size > 0 && size >= self.lazy.bytes_min.load(Ordering::Acquire);
-        let (Some((parent, name)), true) = (place, wanted && stat.nlink == 1 && self.config.layout == Layout::Aufs) else {
+        // What is written below would show above.
+        let steady = stat.nlink == 1 && !slot.writable();
+        let (Some((parent, name)), true) = (place, wanted && steady && self.config.layout == Layout::Aufs) else {
             return Ok(How::Whole);
         };
         let path = self.path_below(parent, name, target)?.split_off(1);

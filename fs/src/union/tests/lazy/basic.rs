@@ -302,6 +302,41 @@ fn it_can_be_switched_while_it_lives_and_not_with_overlays_layout() {
 }
 
 #[test]
+fn what_was_written_reaches_the_disk_by_itself() {
+    let d = dirs();
+    let mut config = d.config();
+    config.lazy.flush_after = Some(std::time::Duration::from_millis(5));
+    let union = Union::open(config).unwrap();
+    union.write(walk(&union, "d/f").unwrap(), 20, b"NEW", false).unwrap();
+    // As if the process had been killed.
+    let seen = || {
+        let other = d.plain();
+        content(&other, walk(&other, "d/f").unwrap()).unwrap()[20..23] == *b"NEW"
+    };
+    let patient = (0..1000).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        seen()
+    });
+    assert!(patient, "it never did");
+}
+
+#[test]
+fn completion_keeps_capabilities_and_attributes() {
+    let d = dirs();
+    let flags = rustix::fs::XattrFlags::empty();
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    rustix::fs::setxattr(d.lower.join("d/f"), "security.capability", &capability, flags).unwrap();
+    rustix::fs::setxattr(d.lower.join("d/f"), "user.test", b"kept", flags).unwrap();
+    let union = d.union();
+    let ino = walk(&union, "d/f").unwrap();
+    union.setattr(ino, &SetAttr { mode: Some(0o4711), ..SetAttr::default() }, false).unwrap();
+    assert!(union.complete(ino, u64::MAX).unwrap());
+    assert_eq!(union.getxattr(ino, b"security.capability").unwrap(), capability);
+    assert_eq!((union.getxattr(ino, b"user.test").unwrap(), union.getattr(ino).unwrap().mode), (b"kept".to_vec(), 0o4711));
+    assert_eq!(fs::read(d.upper.join("d/f")).unwrap(), text(100));
+}
+
+#[test]
 fn hard_linked_lower_files_are_copied_whole_and_links_of_copies_share_it() {
     let d = dirs();
     fs::hard_link(d.lower.join("d/f"), d.lower.join("d/g")).unwrap();

@@ -81,8 +81,7 @@ type Past = Vec<BTreeMap<String, Vec<u8>>>;
 
 /// Whether it is as long as it was once, and each byte is one that it was.
 fn was(shown: &[u8], past: &[&Vec<u8>]) -> bool {
-    past.iter().any(|p| p.len() == shown.len())
-        && shown.iter().enumerate().all(|(i, byte)| past.iter().any(|p| p.get(i) == Some(byte)))
+    past.iter().any(|p| p.len() == shown.len()) && shown.iter().enumerate().all(|(i, byte)| past.iter().any(|p| p.get(i) == Some(byte)))
 }
 
 fn act(union: &Union, change: &Change) {

@@ -96,7 +96,8 @@ impl World {
 
     fn check(&self, context: &str) {
         let said = || format!("{context}: {:#?}", self.done);
-        let named = self.names.iter().map(|(name, file)| (*file, walk(&self.union, name).unwrap_or_else(|e| panic!("{name}: {e}: {}", said()))));
+        let named =
+            self.names.iter().map(|(name, file)| (*file, walk(&self.union, name).unwrap_or_else(|e| panic!("{name}: {e}: {}", said()))));
         for (file, ino) in named.chain(self.open.iter().copied()).collect::<Vec<_>>() {
             let model = &self.files[&file];
             let shown = content(&self.union, ino).unwrap_or_else(|e| panic!("read file {file}: {e}: {}", said()));
@@ -239,7 +240,9 @@ impl World {
             10..13 => self.allocate(file, at, len, [0, 1, 3, 3, 16, 17][rng.random_range(0..6)]),
             13 => self.copy(file, other, at, rng.random_range(0..SIZE_MAX), len),
             14 => self.union.fsync(ino, rng.random()).unwrap(),
-            15 => drop(self.union.complete(ino, rng.random_range(1..100)).or_else(|e| if e == Errno::EROFS { Ok(true) } else { Err(e) }).unwrap()),
+            15 => drop(
+                self.union.complete(ino, rng.random_range(1..100)).or_else(|e| if e == Errno::EROFS { Ok(true) } else { Err(e) }).unwrap(),
+            ),
             16 => drop(self.union.setattr(ino, &SetAttr { mode: Some(0o600), uid: Some(3), ..SetAttr::default() }, false).unwrap()),
             _ => self.seek(file, at),
         }
