@@ -164,7 +164,7 @@ fn change(file: &File, model: &mut Vec<u8>, rng: &mut SmallRng) {
     }
 }
 
-/// fsx would begin with a truncation; here it begins with what is below.
+/// fsx begins with a truncation; here it begins with what is below.
 #[test]
 fn random_use_is_as_of_a_plain_file() {
     for (seed, transport) in [(1, ",noio_uring"), (2, ",io_uring"), (3, ",noio_uring,writeback"), (4, ",noio_uring,passthrough")] {
@@ -192,6 +192,7 @@ fn random_use_is_as_of_a_plain_file() {
     }
 }
 
+/// What fsx has more than the test above: memory mappings.
 #[test]
 fn fsx_finds_no_mismatch_in_lazy_copies() {
     for transport in [",noio_uring", ",io_uring"] {

@@ -99,11 +99,12 @@ impl Lazy {
     /// It has no bytes of the lower file any more: all blocks below the limit, and their bits, are synced, or the limit is 0.
     pub(super) fn become_ordinary(&self, state: &mut State, copy: &Handle) {
         let removed = self.removed.load(Ordering::Acquire);
-        if !removed && self.broken.is_none() {
-            if let Err(e) = self.write_mark(copy, 0) {
-                tracing::warn!(error = %e, "a file that is whole keeps its mark of being copied up lazily");
-                return;
-            }
+        if !removed
+            && self.broken.is_none()
+            && let Err(e) = self.write_mark(copy, 0)
+        {
+            tracing::warn!(error = %e, "a file that is whole keeps its mark of being copied up lazily");
+            return;
         }
         (state.limit, state.marked, state.maps, state.copy) = (0, 0, None, None);
         state.pending.clear();

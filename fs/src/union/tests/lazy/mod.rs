@@ -3,6 +3,7 @@
 mod basic;
 mod crash;
 mod random;
+mod together;
 
 use super::{dir_branch, sim_branch, walk};
 use crate::fop::{Errno, FileKind, SetAttr};

@@ -18,7 +18,7 @@ enum Kind {
     Volume,
 }
 
-/// A file of the model: what it holds, and its number once it is known.
+/// What each file of the model holds.
 type Files = BTreeMap<usize, Vec<u8>>;
 
 struct World {
@@ -228,7 +228,7 @@ impl World {
         let ino = file.1;
         match what {
             0..7 => {
-                let data: Vec<u8> = (0..len).map(|_| rng.random_range(b'0'..b'9')).collect();
+                let data: Vec<u8> = (0..len).map(|_| rng.random_range(b'0'..=b'9')).collect();
                 self.write(file, at, &data);
             }
             // Whole blocks.
