@@ -138,7 +138,8 @@ impl Union {
         let want = usize::try_from(len).unwrap_or(usize::MAX);
         let whole = source.lazy().is_none() && target.lazy().is_none();
         if whole
-            && let (Some(input), Some(output)) = (source.slot.branch.descriptor(&source.handle), target.slot.branch.descriptor(&target.handle))
+            && let (Some(input), Some(output)) =
+                (source.slot.branch.descriptor(&source.handle), target.slot.branch.descriptor(&target.handle))
         {
             let (mut off_in, mut off_out) = (from_offset, to_offset);
             match rustix::fs::copy_file_range(&input, Some(&mut off_in), &output, Some(&mut off_out), want) {

@@ -40,7 +40,9 @@ mod watch;
 mod whiteout;
 
 pub use self::core::Union;
-pub use config::{Access, BRANCHES_MAX, BadValue, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, LazyConfig, Perm, Udba, UnionConfig};
+pub use config::{
+    Access, BRANCHES_MAX, BadValue, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, LazyConfig, Perm, Udba, UnionConfig,
+};
 pub use error::UnionError;
 pub use outside::Stale;
 pub use watch::{Change, Changes, READ_BYTES, Watcher};

@@ -218,7 +218,14 @@ impl Union {
             match slot.branch.stat(At::Name(plinks, &name)) {
                 Ok(stat) => {
                     let spot = Spot::Name(plinks.clone(), name[..].into());
-                    return Ok(Some(FoundFile { name_slot: Arc::clone(&layer.slot), slot: Arc::clone(slot), spot, stat, number, lazy: None }));
+                    return Ok(Some(FoundFile {
+                        name_slot: Arc::clone(&layer.slot),
+                        slot: Arc::clone(slot),
+                        spot,
+                        stat,
+                        number,
+                        lazy: None,
+                    }));
                 }
                 Err(Errno::ENOENT) => {}
                 Err(e) => return Err(e),

@@ -180,7 +180,7 @@ fn serve(source: &str, dir: &Path, options: &Options, tell_ready: bool) -> Resul
         if let Some(ino) = asked.complete {
             return complete::step(&union, ino);
         }
-        let changes = Options::parse(&[asked.change.clone()])?.changes;
+        let changes = Options::parse(std::slice::from_ref(&asked.change))?.changes;
         changes.iter().try_for_each(|c| anyhow::Ok(change(made.change(c)?)?))?;
         Ok(false)
     });

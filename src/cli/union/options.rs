@@ -402,7 +402,9 @@ mod tests {
 
     #[test]
     fn sizes_of_lazy_copy_ups_are_read() {
-        for (line, bytes) in [("lazy-cpup=1", Some(1)), ("lazy-cpup=64k", Some(64 << 10)), ("lazy-cpup=1G,nolazy-cpup", None), ("sum", None)] {
+        for (line, bytes) in
+            [("lazy-cpup=1", Some(1)), ("lazy-cpup=64k", Some(64 << 10)), ("lazy-cpup=1G,nolazy-cpup", None), ("sum", None)]
+        {
             assert_eq!(parse(line).expect(line).union.lazy.cpup, bytes, "{line}");
         }
         assert_eq!(parse("lazy-cpup=2T,remount").expect("remount").changes, [Change::LazyCopyUp(Some(2 << 40))]);

@@ -337,6 +337,36 @@ fn completion_keeps_capabilities_and_attributes() {
 }
 
 #[test]
+fn it_is_found_below_renamed_directories_and_in_a_branch_that_moved() {
+    let d = dirs();
+    let union = d.union();
+    union.rename(ROOT_INO, b"d", ROOT_INO, b"moved", 0).unwrap();
+    let ino = walk(&union, "moved/f").unwrap();
+    union.write(ino, 0, b"x", false).unwrap();
+    assert!(has_mark(&d.upper.join("moved/f")));
+    union.close();
+    let mut model = text(100);
+    model[0] = b'x';
+    let elsewhere = d.lower.with_file_name("elsewhere");
+    fs::rename(&d.lower, &elsewhere).unwrap();
+    let config = lazily(vec![dir_branch(&d.upper, Perm::RW), dir_branch(&elsewhere, Perm::RO)]);
+    let union = Union::open(config).unwrap();
+    assert_eq!(content(&union, walk(&union, "moved/f").unwrap()).unwrap(), model);
+    let refused = union.change(BranchChange::Delete { label: elsewhere.display().to_string() });
+    assert!(refused.is_err(), "it is needed by another name");
+    // Where a branch in between redirects, the path is another one, and the copy whole.
+    union.close();
+    let top = tempfile::tempdir().unwrap();
+    fs::write(elsewhere.join("d/g"), text(100)).unwrap();
+    let perms = [(top.path(), Perm::RW), (&d.upper, Perm::RO), (&elsewhere, Perm::RO)];
+    let union = Union::open(lazily(perms.map(|(path, perm)| dir_branch(path, perm)).to_vec())).unwrap();
+    let ino = walk(&union, "moved/g").unwrap();
+    union.write(ino, 0, b"x", false).unwrap();
+    assert_eq!(fs::read(top.path().join("moved/g")).unwrap(), model);
+    assert!(!has_mark(&top.path().join("moved/g")));
+}
+
+#[test]
 fn hard_linked_lower_files_are_copied_whole_and_links_of_copies_share_it() {
     let d = dirs();
     fs::hard_link(d.lower.join("d/f"), d.lower.join("d/g")).unwrap();
