@@ -3,6 +3,7 @@
 mod container;
 mod fsx;
 mod killed;
+mod lazy;
 mod links;
 mod live;
 mod notify;

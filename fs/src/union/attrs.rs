@@ -1,8 +1,9 @@
 //! Attributes, extended attributes, and what else one object says of itself.
 
 use super::Res;
-use super::branch::At;
+use super::branch::{At, Open};
 use super::core::Union;
+use super::lazy::LazyFile;
 use super::names::is_private_xattr;
 use crate::fop::{Attr, Errno, FileKind, SetAttr, StatFs};
 use std::collections::HashSet;
@@ -27,12 +28,20 @@ impl Union {
         }
         // What is cut off need not be copied.
         self.make_writable(&node, set.size.unwrap_or(u64::MAX))?;
+        let lazy = if set.size.is_some() { node.file()?.lazy.clone().filter(|lazy| !lazy.is_done()) } else { None };
         self.with_object(&node, |slot, at| {
             let mut set = set.clone();
             if kill_priv && set.size.is_some() && set.mode.is_none() {
                 set.mode = without_set_id(slot.branch.stat(at)?.mode);
             }
-            slot.branch.set_attr(at, &set)
+            match (lazy, set.size) {
+                (Some(lazy), Some(size)) => {
+                    let copy = slot.branch.open(at, Open::Write)?;
+                    let file = LazyFile { node: &node, lazy: &lazy, copy: &copy };
+                    self.lazy_truncate(file, size, || slot.branch.set_attr(At::Open(&copy), &set))
+                }
+                _ => slot.branch.set_attr(at, &set),
+            }
         })?;
         self.attr_of(&node)
     }

@@ -29,6 +29,26 @@ pub struct UnionConfig {
     pub plink: bool,
     /// statfs(2) of all branches together (`sum`) rather than of the first (`nosum`).
     pub sum: bool,
+    /// How huge files are copied up.
+    pub lazy: LazyConfig,
+}
+
+/// Copy-up block by block, as a file is written to. Not with [`Layout::Overlay`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LazyConfig {
+    /// Files of so many bytes are copied up lazily (`lazy-cpup=SIZE`); `None`: none are.
+    pub cpup: Option<u64>,
+    /// Bytes of a block, of files copied up from now on. Of very large files blocks are larger.
+    pub block_bytes: u64,
+    /// What was written is synced after this long, in the background, so that a killed process costs no more. `None`: at fsync only, and when
+    /// much has gathered.
+    pub flush_after: Option<Duration>,
+}
+
+impl Default for LazyConfig {
+    fn default() -> Self {
+        Self { cpup: None, block_bytes: 128 << 10, flush_after: Some(Duration::from_secs(5)) }
+    }
 }
 
 impl Default for UnionConfig {
@@ -43,6 +63,7 @@ impl Default for UnionConfig {
             dirren: true,
             plink: true,
             sum: false,
+            lazy: LazyConfig::default(),
         }
     }
 }

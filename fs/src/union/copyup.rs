@@ -6,6 +6,7 @@
 use super::Res;
 use super::branch::{At, Handle, New, Open, Stat};
 use super::core::{ATTEMPTS_MAX, OpenFile, Union, plain_layer};
+use super::lazy::{How, Lazy};
 use super::names::{XATTR_DEVICE, is_private_xattr};
 use super::node::{DirState, Marks, Name, Node, Spot, lock};
 use super::policy::Candidate;
@@ -22,6 +23,18 @@ struct Copy {
     stat: Stat,
     /// Of a file with data: open for both.
     data: Option<Handle>,
+    /// Its data is yet to come.
+    lazy: Option<Arc<Lazy>>,
+}
+
+/// What a copy shall have.
+struct Wanted<'a> {
+    /// So many bytes of data are worth keeping.
+    keep: u64,
+    /// What it shall go by.
+    number: Option<u64>,
+    /// Of a file: its node, and how its data is copied.
+    data: Option<(&'a Node, &'a How)>,
 }
 
 impl Union {
@@ -76,7 +89,7 @@ impl Union {
         let stat = top.slot.branch.stat(from)?;
         let source = Arc::clone(&top.slot);
         let becomes_top = slot.rank() < source.rank();
-        let copy = self.copy_to_work(&source, from, &stat, slot, 0, becomes_top.then_some(ino))?;
+        let copy = self.copy_to_work(&source, from, &stat, slot, &Wanted { keep: 0, number: becomes_top.then_some(ino), data: None })?;
         let (own, branch) = (slot.own()?, &slot.branch);
         let place = above.layers.iter_mut().find(|l| Arc::ptr_eq(&l.slot, slot)).ok_or(Errno::ESTALE)?;
         if becomes_top {
@@ -144,15 +157,18 @@ impl Union {
             self.ensure_layer(parent, &target)?;
             let together = stat.nlink > 1;
             let keeps_number = !together || self.config.plink;
-            let copy = self.copy_to_work(&slot, spot.at(), &stat, &target, keep, keeps_number.then_some(node.ino))?;
-            match self.place_copy(node, parent, name, &stat, &target, &copy) {
-                Ok(true) => return Ok(()),
-                Ok(false) => leftovers(target.delete_tree(&target.own()?.work, &copy.name)),
-                Err(e) => {
-                    leftovers(target.delete_tree(&target.own()?.work, &copy.name));
-                    return Err(e);
-                }
+            let how = self.how_to_copy(node, Some((parent, name)), (&slot, &spot, &stat), &target, keep)?;
+            let wanted = Wanted { keep, number: keeps_number.then_some(node.ino), data: Some((node, &how)) };
+            let copy = self.copy_to_work(&slot, spot.at(), &stat, &target, &wanted)?;
+            let placed = self.place_copy(node, parent, name, &stat, &target, &copy);
+            if let Ok(true) = placed {
+                return Ok(());
             }
+            if let Some(lazy) = &copy.lazy {
+                self.discard_lazy(lazy);
+            }
+            leftovers(target.delete_tree(&target.own()?.work, &copy.name));
+            placed?;
         }
         Err(Errno::EBUSY)
     }
@@ -181,10 +197,11 @@ impl Union {
         file.slot = Arc::clone(target);
         file.id = copy.stat.id;
         file.spot = Spot::Name(place, Arc::clone(name));
+        file.lazy.clone_from(&copy.lazy);
         let mut files = lock(&self.files);
         match &copy.data {
             // Whoever wanted the copy will most likely write to it.
-            Some(handle) => files.put(node.ino, OpenFile { slot: Arc::clone(target), handle: handle.clone(), writable: true }),
+            Some(handle) => files.put(node.ino, OpenFile::new(target, handle.clone(), true, copy.lazy.as_ref())),
             None => files.remove(node.ino),
         }
         drop(files);
@@ -195,7 +212,8 @@ impl Union {
     fn copy_up_nameless(&self, node: &Arc<Node>, slot: &Arc<Slot>, spot: &Spot, stat: &Stat, keep: u64) -> Res<()> {
         let view = self.view();
         let target = view.slots.iter().rfind(|s| s.rank() < slot.rank() && s.writable()).ok_or(Errno::EROFS)?;
-        let copy = self.copy_to_work(slot, spot.at(), stat, target, keep, None)?;
+        let how = self.how_to_copy(node, None, (slot, spot, stat), target, keep)?;
+        let copy = self.copy_to_work(slot, spot.at(), stat, target, &Wanted { keep, number: None, data: Some((node, &how)) })?;
         let own = target.own()?;
         let how = if stat.kind == FileKind::File { Open::Write } else { Open::Path };
         let held = target.branch.open(At::Name(&own.work, &copy.name), how);
@@ -204,53 +222,72 @@ impl Union {
         file.spot = Spot::Open(held?);
         file.slot = Arc::clone(target);
         file.id = copy.stat.id;
+        file.lazy = None;
         lock(&self.files).remove(node.ino);
         Ok(())
     }
 
-    /// Makes the copy, with all that belongs to it. `number`: what it shall go by.
-    fn copy_to_work(&self, source: &Slot, from: At<'_>, stat: &Stat, target: &Slot, keep: u64, number: Option<u64>) -> Res<Copy> {
+    /// Makes the copy, with all that belongs to it.
+    fn copy_to_work(&self, source: &Slot, from: At<'_>, stat: &Stat, target: &Arc<Slot>, wanted: &Wanted<'_>) -> Res<Copy> {
         let (own, branch) = (target.own()?, &target.branch);
         let name = own.temp_name();
         let link = if stat.kind == FileKind::Symlink { source.branch.readlink(from)? } else { Vec::new() };
         let new = New { kind: stat.kind, mode: stat.mode, rdev: stat.rdev, target: &link, uid: stat.uid, gid: stat.gid };
         let made = branch.make(&own.work, &name, &new)?;
+        let mut lazy = None;
         let copied = (|| {
-            let size = stat.size.min(keep);
+            let size = stat.size.min(wanted.keep);
             // By descriptor everything is cheaper than by name.
-            let open = if stat.kind == FileKind::File && size > 0 {
-                Some((source.branch.open(from, Open::ReadQuietly)?, branch.open(At::Name(&own.work, &name), Open::Write)?))
+            let data = if stat.kind == FileKind::File && size > 0 {
+                let output = branch.open(At::Name(&own.work, &name), Open::Write)?;
+                if let Some((_, How::Lazily(path))) = wanted.data {
+                    lazy = self.begin_lazily(source, stat, path, target, (&output, &made), size)?;
+                }
+                let input = if lazy.is_none() { Some(self.copy_data(source, from, target, &output, size, wanted)?) } else { None };
+                Some((input, output))
             } else {
                 None
             };
-            let (from, at) = match &open {
-                Some((input, output)) => (At::Open(input), At::Open(output)),
+            let (from, at) = match &data {
+                Some((Some(input), output)) => (At::Open(input), At::Open(output)),
+                Some((None, output)) => (from, At::Open(output)),
                 None => (from, At::Name(&own.work, &name)),
             };
-            if let Some((input, output)) = &open {
-                branch.copy_from(output, &*source.branch, input, size)?;
-            }
             // After the data: a write takes file capabilities away.
             copy_xattrs(source, from, target, at)?;
             if stat.kind == FileKind::CharDevice && stat.rdev == 0 {
                 branch.set_xattr(at, XATTR_DEVICE, b"y", 0)?;
             }
-            if let Some(number) = number {
+            if let Some(number) = wanted.number {
                 self.numbers.carry(&**branch, at, &made, number)?;
             }
             let times = SetAttr { atime: Some(stat.atime), mtime: Some(stat.mtime), ..SetAttr::default() };
             branch.set_attr(at, &times)?;
-            let data = open.map(|(_, output)| output);
+            let data = data.map(|(_, output)| output);
             data.as_ref().map_or(Ok(()), |data| branch.fsync(data, false))?;
             Ok(data)
         })();
         match copied {
-            Ok(data) => Ok(Copy { name, stat: made, data }),
+            Ok(data) => Ok(Copy { name, stat: made, data, lazy }),
             Err(e) => {
+                if let Some(lazy) = &lazy {
+                    self.discard_lazy(lazy);
+                }
                 leftovers(target.delete_tree(&own.work, &name));
                 Err(e)
             }
         }
+    }
+
+    /// Copies `size` bytes; the source, open.
+    fn copy_data(&self, source: &Slot, from: At<'_>, target: &Slot, output: &Handle, size: u64, wanted: &Wanted<'_>) -> Res<Handle> {
+        if let Some(file) = wanted.data.and_then(|(node, how)| how.through(node)) {
+            self.copy_through(file, &*target.branch, output, size)?;
+            return Ok(file.copy.clone());
+        }
+        let input = source.branch.open(from, Open::ReadQuietly)?;
+        target.branch.copy_from(output, &*source.branch, &input, size)?;
+        Ok(input)
     }
 
     /// A place for what is made in the work directory first.

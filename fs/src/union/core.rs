@@ -1,6 +1,7 @@
 //! [`Union`]: how it is put together, and how objects are found.
 
 use super::branch::{At, ObjectId, Stat};
+use super::lazy::{Lazy, LazyFiles};
 use super::node::{DirState, FileState, Layer, Marks, Name, Node, Table, lock};
 use super::numbers::Numbers;
 use super::policy::Policies;
@@ -35,6 +36,18 @@ pub(super) struct OpenFile {
     pub(super) slot: Arc<Slot>,
     pub(super) handle: super::branch::Handle,
     pub(super) writable: bool,
+    lazy: Option<Arc<Lazy>>,
+}
+
+impl OpenFile {
+    pub(super) fn new(slot: &Arc<Slot>, handle: super::branch::Handle, writable: bool, lazy: Option<&Arc<Lazy>>) -> Self {
+        Self { slot: Arc::clone(slot), handle, writable, lazy: lazy.cloned() }
+    }
+
+    /// What is to be known of it if not all of it was copied up.
+    pub(super) fn lazy(&self) -> Option<&Arc<Lazy>> {
+        self.lazy.as_ref().filter(|lazy| !lazy.is_done())
+    }
 }
 
 /// A union of branches. Called by several threads at once; calls may block.
@@ -52,6 +65,8 @@ pub struct Union {
     pub(super) moving: Mutex<()>,
     /// Held by changes of the set of branches.
     pub(super) changing: Mutex<()>,
+    /// What was copied up in part.
+    pub(super) lazy: Arc<LazyFiles>,
     /// Hears of what others change in the branches.
     pub(super) watcher: OnceLock<Arc<Watcher>>,
 }
@@ -74,6 +89,9 @@ impl Union {
         if config.branches.len() > BRANCHES_MAX {
             return Err(UnionError::TooManyBranches);
         }
+        if config.lazy.cpup.is_some() && config.layout == super::Layout::Overlay {
+            return Err(UnionError::LazyOverlay);
+        }
         rustix::process::umask(rustix::fs::Mode::empty());
         for (i, branch) in config.branches.iter().enumerate() {
             for other in &config.branches[..i] {
@@ -91,6 +109,7 @@ impl Union {
         }
         let policies = Policies::new(config.create, config.copyup);
         let union = Self {
+            lazy: LazyFiles::new(&config.lazy),
             config,
             instance,
             view: RwLock::new(Arc::new(View { slots: Vec::new(), epoch: 0, roots: Vec::new() })),
@@ -109,8 +128,9 @@ impl Union {
         Ok(union)
     }
 
-    /// Removes the work directories. Called once, at the end.
+    /// Syncs what was copied up in part, and removes the work directories. Called once, at the end.
     pub fn close(&self) {
+        self.lazy.flush_all();
         for slot in &self.view().slots {
             slot.close(self.config.layout);
         }
@@ -178,7 +198,8 @@ impl Union {
     /// How it was configured, with the branches as they are now.
     #[must_use]
     pub fn config(&self) -> UnionConfig {
-        UnionConfig { branches: self.view().slots.iter().map(|s| s.config()).collect(), ..self.config.clone() }
+        let branches = self.view().slots.iter().map(|s| s.config()).collect();
+        UnionConfig { branches, lazy: self.lazy.config(), ..self.config.clone() }
     }
 
     /// The numbers that the front end holds references to: what to invalidate after a change of branches.
@@ -236,7 +257,7 @@ impl Union {
 
     fn file_node(&self, parent: &Arc<Node>, name: &[u8], f: &FoundFile) -> Res<(Arc<Node>, Attr)> {
         for number in [f.number, self.other_number(f.number, f.stat.id)] {
-            let state = || FileState { slot: Arc::clone(&f.slot), id: f.stat.id, spot: f.spot.clone() };
+            let state = || FileState { slot: Arc::clone(&f.slot), id: f.stat.id, spot: f.spot.clone(), lazy: f.lazy.clone() };
             let node = self.table.get_or_insert(number, || Node::other(number, f.stat.kind, state()));
             let Ok(known) = node.file() else { continue };
             if known.id != f.stat.id || node.kind != f.stat.kind {
@@ -244,9 +265,14 @@ impl Union {
             }
             // This name is good now; the one that was known may be gone behind our back.
             let moved = !known.spot.is_same(&f.spot);
+            let marked = known.lazy.is_none() && f.lazy.is_some();
             drop(known);
-            if moved {
-                node.file_mut()?.spot = f.spot.clone();
+            if moved || marked {
+                let mut known = node.file_mut()?;
+                known.spot = f.spot.clone();
+                if known.lazy.is_none() && known.id == f.stat.id {
+                    known.lazy.clone_from(&f.lazy);
+                }
             }
             node.add_name(parent, name);
             return Ok((node, self.file_attr(number, &f.stat)));
@@ -359,10 +385,14 @@ impl Union {
             let stat = top.slot.branch.stat(At::Open(&top.dir))?;
             return Ok(attr(node.ino, &stat, dir.layers.len()));
         }
+        let lazy = node.file()?.lazy.clone();
         self.with_file(node, |slot, at, id| {
-            let stat = slot.branch.stat(at).map_err(|e| if e == Errno::ENOENT { Errno::ESTALE } else { e })?;
+            let mut stat = slot.branch.stat(at).map_err(|e| if e == Errno::ENOENT { Errno::ESTALE } else { e })?;
             if stat.id != id {
                 return Err(Errno::ESTALE);
+            }
+            if let Some(lazy) = lazy {
+                stat.blocks = lazy.blocks(&stat);
             }
             let mut attr = self.file_attr(node.ino, &stat);
             // Only hidden: its branch still counts the name.

@@ -231,7 +231,7 @@ impl Union {
         } else {
             let spot = Spot::Name(site.dir.clone(), name.into());
             let (slot, name_slot) = (Arc::clone(&site.slot), Arc::clone(&site.slot));
-            Found::File(FoundFile { name_slot, slot, spot, stat: stat.clone(), number: self.numbers.of(stat) })
+            Found::File(FoundFile { name_slot, slot, spot, stat: stat.clone(), number: self.numbers.of(stat), lazy: None })
         };
         self.node_of(parent, name, found, dir.epoch)
     }
@@ -263,7 +263,7 @@ impl Union {
         self.at_site(&parent, name, Some(&slot), |dir, site| {
             let file = node.file_mut()?;
             let branch = &site.slot.branch;
-            if self.numbers.of(&branch.stat(file.spot.at())?) != node.ino {
+            if file.lazy.is_some() || self.numbers.of(&branch.stat(file.spot.at())?) != node.ino {
                 self.mark_impure(dir, &slot)?;
             }
             if site.whiteout == Some(true) {
@@ -277,7 +277,10 @@ impl Union {
             if site.whiteout == Some(false) {
                 leftovers(self.drop_whiteout(&slot, &site.dir, name));
             }
-            let stat = branch.stat(file.spot.at())?;
+            let mut stat = branch.stat(file.spot.at())?;
+            if let Some(lazy) = &file.lazy {
+                stat.blocks = lazy.blocks(&stat);
+            }
             self.gained_name(node.ino);
             drop(file);
             node.add_name(&parent, name);

@@ -4,6 +4,7 @@ use super::Res;
 use super::attrs::without_set_id;
 use super::branch::{At, Open};
 use super::core::{OpenFile, Union};
+use super::lazy::LazyFile;
 use super::node::{Node, Spot, lock};
 use crate::fop::{Errno, FileKind, SetAttr};
 use std::os::fd::OwnedFd;
@@ -14,7 +15,7 @@ const COPY_STEP_BYTES_MAX: usize = 1 << 20;
 
 impl Union {
     /// The file, open.
-    fn opened(&self, node: &Node, write: bool) -> Res<OpenFile> {
+    pub(super) fn opened(&self, node: &Node, write: bool) -> Res<OpenFile> {
         if node.kind != FileKind::File {
             return Err(if node.is_dir() { Errno::EISDIR } else { Errno::EINVAL });
         }
@@ -48,16 +49,29 @@ impl Union {
                 (handle, writable)
             }
         };
-        let open = OpenFile { slot: Arc::clone(&file.slot), handle, writable };
+        let open = OpenFile::new(&file.slot, handle, writable, file.lazy.as_ref());
         // Still under the file's lock: a copy-up drops what is kept under it too.
         lock(&self.files).put(node.ino, open.clone());
         Ok(open)
     }
 
-    fn opened_for_writing(&self, ino: u64) -> Res<OpenFile> {
-        let node = self.table.get(ino)?;
-        self.make_writable(&node, u64::MAX)?;
-        self.opened(&node, true)
+    fn opened_for_writing(&self, node: &Arc<Node>) -> Res<OpenFile> {
+        self.make_writable(node, u64::MAX)?;
+        self.opened(node, true)
+    }
+
+    fn read_opened(&self, node: &Node, file: &OpenFile, offset: u64, buf: &mut [u8]) -> Res<usize> {
+        match file.lazy() {
+            Some(lazy) => self.lazy_read(LazyFile { node, lazy, copy: &file.handle }, offset, buf),
+            None => file.slot.branch.read(&file.handle, offset, buf),
+        }
+    }
+
+    fn write_opened(&self, node: &Node, file: &OpenFile, offset: u64, data: &[u8]) -> Res<()> {
+        match file.lazy() {
+            Some(lazy) => self.lazy_write(LazyFile { node, lazy, copy: &file.handle }, offset, data),
+            None => file.slot.branch.write(&file.handle, offset, data),
+        }
     }
 
     /// pread(2): bytes read, short only at the end of the file.
@@ -65,8 +79,9 @@ impl Union {
     /// # Errors
     /// As pread(2); `ESTALE` when somebody took the file away behind our back.
     pub fn read(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Res<usize> {
-        let file = self.opened(&*self.table.get(ino)?, false)?;
-        file.slot.branch.read(&file.handle, offset, buf)
+        let node = self.table.get(ino)?;
+        let file = self.opened(&node, false)?;
+        self.read_opened(&node, &file, offset, buf)
     }
 
     /// pwrite(2): all of it. `kill_priv`: takes set-id bits away (`FUSE_WRITE_KILL_SUIDGID`).
@@ -74,7 +89,8 @@ impl Union {
     /// # Errors
     /// As pwrite(2); `EROFS` where no branch can take a copy.
     pub fn write(&self, ino: u64, offset: u64, data: &[u8], kill_priv: bool) -> Res<()> {
-        let file = self.opened_for_writing(ino)?;
+        let node = self.table.get(ino)?;
+        let file = self.opened_for_writing(&node)?;
         let branch = &file.slot.branch;
         if kill_priv {
             let at = At::Open(&file.handle);
@@ -82,7 +98,7 @@ impl Union {
                 branch.set_attr(at, &SetAttr { mode: Some(mode), ..SetAttr::default() })?;
             }
         }
-        branch.write(&file.handle, offset, data)
+        self.write_opened(&node, &file, offset, data)
     }
 
     /// fallocate(2).
@@ -90,8 +106,12 @@ impl Union {
     /// # Errors
     /// As fallocate(2).
     pub fn fallocate(&self, ino: u64, offset: u64, len: u64, mode: u32) -> Res<()> {
-        let file = self.opened_for_writing(ino)?;
-        file.slot.branch.fallocate(&file.handle, offset, len, mode)
+        let node = self.table.get(ino)?;
+        let file = self.opened_for_writing(&node)?;
+        match file.lazy() {
+            Some(lazy) => self.lazy_fallocate(LazyFile { node: &node, lazy, copy: &file.handle }, offset, len, mode),
+            None => file.slot.branch.fallocate(&file.handle, offset, len, mode),
+        }
     }
 
     /// lseek(2); `whence`: `SEEK_DATA` (3) or `SEEK_HOLE` (4).
@@ -99,8 +119,12 @@ impl Union {
     /// # Errors
     /// `ENXIO` beyond the end.
     pub fn lseek(&self, ino: u64, offset: u64, whence: u32) -> Res<u64> {
-        let file = self.opened(&*self.table.get(ino)?, false)?;
-        file.slot.branch.lseek(&file.handle, offset, whence)
+        let node = self.table.get(ino)?;
+        let file = self.opened(&node, false)?;
+        match file.lazy() {
+            Some(lazy) => self.lazy_seek(LazyFile { node: &node, lazy, copy: &file.handle }, offset, whence),
+            None => file.slot.branch.lseek(&file.handle, offset, whence),
+        }
     }
 
     /// copy_file_range(2): bytes copied, 0 at the end of the source.
@@ -108,10 +132,14 @@ impl Union {
     /// # Errors
     /// As the system call.
     pub fn copy_file_range(&self, from: u64, from_offset: u64, to: u64, to_offset: u64, len: u64) -> Res<u64> {
-        let target = self.opened_for_writing(to)?;
-        let source = self.opened(&*self.table.get(from)?, false)?;
+        let (from, to) = (self.table.get(from)?, self.table.get(to)?);
+        let target = self.opened_for_writing(&to)?;
+        let source = self.opened(&from, false)?;
         let want = usize::try_from(len).unwrap_or(usize::MAX);
-        if let (Some(input), Some(output)) = (source.slot.branch.descriptor(&source.handle), target.slot.branch.descriptor(&target.handle))
+        let whole = source.lazy().is_none() && target.lazy().is_none();
+        if whole
+            && let (Some(input), Some(output)) =
+                (source.slot.branch.descriptor(&source.handle), target.slot.branch.descriptor(&target.handle))
         {
             let (mut off_in, mut off_out) = (from_offset, to_offset);
             match rustix::fs::copy_file_range(&input, Some(&mut off_in), &output, Some(&mut off_out), want) {
@@ -121,8 +149,10 @@ impl Union {
             }
         }
         let mut buf = vec![0; want.min(COPY_STEP_BYTES_MAX)];
-        let got = source.slot.branch.read(&source.handle, from_offset, &mut buf)?;
-        target.slot.branch.write(&target.handle, to_offset, &buf[..got])?;
+        let got = self.read_opened(&from, &source, from_offset, &mut buf)?;
+        if got > 0 {
+            self.write_opened(&to, &target, to_offset, &buf[..got])?;
+        }
         Ok(got as u64)
     }
 
@@ -140,16 +170,22 @@ impl Union {
             return Ok(());
         }
         let file = self.opened(&node, false)?;
-        file.slot.branch.fsync(&file.handle, data_only)
+        match file.lazy() {
+            Some(lazy) => self.lazy.flush(lazy, Some(&file.handle), data_only),
+            None => file.slot.branch.fsync(&file.handle, data_only),
+        }
     }
 
     /// A descriptor of the file as it lies in a local branch, and whether it can be written there, for FUSE passthrough. `None` where there is none
-    /// (a volume's file).
+    /// (a volume's file), and of a file that lies in two branches.
     ///
     /// # Errors
     /// As open(2).
     pub fn backing(&self, ino: u64) -> Res<Option<(Arc<OwnedFd>, bool)>> {
         let file = self.opened(&*self.table.get(ino)?, false)?;
+        if file.lazy().is_some() {
+            return Ok(None);
+        }
         Ok(file.slot.branch.descriptor(&file.handle).map(|fd| (fd, file.slot.writable())))
     }
 }

@@ -25,6 +25,13 @@ pub enum UnionError {
     NotABranch { branch: String },
     #[error("branch {branch} is in use by {user}: close it first")]
     Busy { branch: String, user: String },
+    #[error(
+        "branch {branch} is needed: of {files} files not all was copied up from it, {example} among them; complete them first \
+         (brickraft union complete DIR), or remove them"
+    )]
+    Needed { branch: String, files: usize, example: String },
+    #[error("lazy-cpup does not go with layout=overlay: overlayfs would take the sparse copies for whole files")]
+    LazyOverlay,
     #[error("{0} is not supported yet")]
     NotSupportedYet(&'static str),
 }

@@ -177,7 +177,7 @@ impl Union {
             let Ok(stat) = branch.stat(at) else { continue };
             if self.is_overlay_whiteout(layer, at, &stat)? {
                 hidden.push(fresh.swap_remove(i).name);
-            } else if let Ok(Some(number)) = self.numbers.carried(&**branch, at, stat.ino, stat.id) {
+            } else if let Ok(Some(number)) = self.numbers.carried(&**branch, at, stat.ino, stat.id).map(|c| c.and_then(|c| c.number)) {
                 fresh[i].ino = number;
             }
         }

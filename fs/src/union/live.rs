@@ -24,8 +24,11 @@ impl Union {
             BranchChange::Modify { label, perm } => {
                 let slot = named(&slots, &label)?;
                 if perm.writable() && !slot.writable() {
+                    // What is written to it would show in what was not copied up from it.
+                    self.check_not_needed(&slot)?;
                     slot.prepare(self.config.layout, self.config.plink, self.instance)?;
                 }
+                self.lazy.flush_all();
                 slot.set_perm(perm);
                 // Descriptors that can write shall not outlive the permission.
                 lock(&self.files).clear();
@@ -36,11 +39,18 @@ impl Union {
                     return Err(UnionError::NoBranches);
                 }
                 self.check_idle(&slot)?;
+                self.check_not_needed(&slot)?;
+                self.lazy.flush_all();
                 slots.retain(|s| !Arc::ptr_eq(s, &slot));
                 self.set_slots(slots)?;
                 slot.set_gone();
                 lock(&self.files).clear();
                 slot.close(self.config.layout);
+                return Ok(());
+            }
+            BranchChange::LazyCopyUp(Some(_)) if self.config.layout == super::Layout::Overlay => return Err(UnionError::LazyOverlay),
+            BranchChange::LazyCopyUp(bytes) => {
+                self.lazy.set_cpup(bytes);
                 return Ok(());
             }
         }
@@ -59,6 +69,16 @@ impl Union {
             slot.prepare(self.config.layout, self.config.plink, self.instance)?;
         }
         Ok(slot)
+    }
+
+    /// Refuses to change a branch from which not all was copied up of some file.
+    fn check_not_needed(&self, slot: &Arc<Slot>) -> Result<(), UnionError> {
+        let branch = slot.source.label();
+        let fail = |source| UnionError::Branch { branch: branch.clone(), doing: "find out whether lazily copied files need it", source };
+        match self.needed(slot).map_err(fail)? {
+            None => Ok(()),
+            Some((files, example)) => Err(UnionError::Needed { branch, files, example }),
+        }
     }
 
     /// Refuses to take away what somebody still has open and nobody could find again.

@@ -11,6 +11,7 @@
 //! - `core` puts the branches together and finds objects, `node` is what is held of them, `slot` a branch in its place;
 //! - `search` resolves names, `listing` lists them, `numbers` numbers objects;
 //! - `create`, `remove`, `rename`, `copyup`, `attrs` and `data` are the operations, `whiteout` their common steps;
+//! - `lazy` copies huge files up block by block;
 //! - `policy` chooses branches, `live` changes them; `watch` hears of what others change in them, and `outside` says what that means here.
 
 mod attrs;
@@ -21,6 +22,7 @@ mod core;
 mod create;
 mod data;
 mod error;
+mod lazy;
 mod listing;
 mod live;
 mod names;
@@ -38,7 +40,9 @@ mod watch;
 mod whiteout;
 
 pub use self::core::Union;
-pub use config::{Access, BRANCHES_MAX, BadValue, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, Perm, Udba, UnionConfig};
+pub use config::{
+    Access, BRANCHES_MAX, BadValue, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, LazyConfig, Perm, Udba, UnionConfig,
+};
 pub use error::UnionError;
 pub use outside::Stale;
 pub use watch::{Change, Changes, READ_BYTES, Watcher};
@@ -123,4 +127,6 @@ pub enum BranchChange {
         /// The branch's label.
         label: String,
     },
+    /// `lazy-cpup=SIZE`, `nolazy-cpup`: no branch, but how files are copied up from now on.
+    LazyCopyUp(Option<u64>),
 }

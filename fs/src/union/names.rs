@@ -11,6 +11,9 @@ pub const PLINKS: &[u8] = b".wh..wh.plnk";
 /// In a writable branch's root: work directories, one for each live union.
 pub const WORK: &[u8] = b".wh..wh.orph";
 
+/// In a writable branch's root: which blocks of files that are copied up lazily are there already, by the mark's ID.
+pub const LAZY: &[u8] = b".wh..wh.lazy";
+
 /// The inode number that an object goes by: `NUMBER.OWN`, both 16 hexadecimal digits; counts only where OWN is the number of the
 /// object that carries it, so that a copy made by hand is not taken for the original.
 pub const XATTR_NUMBER: &[u8] = b"trusted.brickraft.ino";
@@ -20,6 +23,8 @@ pub const XATTR_IMPURE: &[u8] = b"trusted.brickraft.impure";
 pub const XATTR_REDIRECT: &[u8] = b"trusted.brickraft.redirect";
 /// On a character device 0/0: it is a device that somebody made, and no whiteout of overlayfs's. AUFS's layout only.
 pub const XATTR_DEVICE: &[u8] = b"trusted.brickraft.device";
+/// On a file of which not all was copied up, and on its bitmap: where the rest is.
+pub const XATTR_LAZY: &[u8] = b"trusted.brickraft.lazy";
 /// On a directory: hides the lower ones. Written in overlayfs's layout, and before a rename replaces a directory that only whiteouts fill.
 pub const XATTR_OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
 /// As [`XATTR_REDIRECT`]; overlayfs's layout.

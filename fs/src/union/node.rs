@@ -1,6 +1,7 @@
 //! What the front end holds references to: directories with their layers, and everything else with the place where it lies.
 
 use super::branch::{At, Handle, ObjectId};
+use super::lazy::Lazy;
 use super::listing::Listing;
 use super::slot::Slot;
 use super::watch::Watched;
@@ -106,6 +107,8 @@ pub(super) struct FileState {
     pub(super) slot: Arc<Slot>,
     pub(super) id: ObjectId,
     pub(super) spot: Spot,
+    /// Not all of it was copied up, or was not once.
+    pub(super) lazy: Option<Arc<Lazy>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

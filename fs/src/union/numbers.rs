@@ -24,6 +24,13 @@ pub(super) struct Numbers {
     carried: Mutex<HashMap<ObjectId, u64>>,
 }
 
+/// What an object says of its number.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Carried {
+    /// `None`: it was written for another object.
+    pub(super) number: Option<u64>,
+}
+
 impl Numbers {
     /// Gives a file system its index: at the mount in the order of the branches, so that the same mount line gives the same numbers.
     pub(super) fn index(&self, dev: u64) -> u64 {
@@ -63,12 +70,12 @@ impl Numbers {
         lock(&self.made_up).get(&id).copied()
     }
 
-    /// The number that an object carries.
-    pub(super) fn carried(&self, branch: &dyn Branch, at: At<'_>, own: u64, id: ObjectId) -> Res<Option<u64>> {
+    /// The number that an object carries; `None` when it carries none at all.
+    pub(super) fn carried(&self, branch: &dyn Branch, at: At<'_>, own: u64, id: ObjectId) -> Res<Option<Carried>> {
         match branch.get_xattr(at, XATTR_NUMBER) {
-            Ok(value) => Ok(parse(&value, own)),
+            Ok(value) => Ok(Some(Carried { number: parse(&value, own) })),
             Err(Errno::ENODATA) => Ok(None),
-            Err(Errno::EOPNOTSUPP) => Ok(lock(&self.carried).get(&id).copied()),
+            Err(Errno::EOPNOTSUPP) => Ok(lock(&self.carried).get(&id).map(|number| Carried { number: Some(*number) })),
             Err(e) => Err(e),
         }
     }

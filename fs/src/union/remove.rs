@@ -22,7 +22,7 @@ impl Union {
             let hide = self.must_hide(dir, slot, &f.name_slot, name)?;
             let node = self.node_with(f.number, &f);
             let removed = || match Arc::ptr_eq(&f.name_slot, slot) {
-                true => self.remove_object(slot, place, name, f.stat.kind, hide),
+                true => self.removing(slot, place, name, f.lazy.as_ref(), || self.remove_object(slot, place, name, f.stat.kind, hide)),
                 false => self.hide(slot, place, name),
             };
             match &node {

@@ -156,7 +156,7 @@ impl Union {
     }
 
     /// The path of a name in the union of the branches below `slot`: what a redirect in `slot` says.
-    fn path_below(&self, parent: &Arc<Node>, name: &[u8], slot: &Arc<Slot>) -> Res<Vec<u8>> {
+    pub(super) fn path_below(&self, parent: &Arc<Node>, name: &[u8], slot: &Arc<Slot>) -> Res<Vec<u8>> {
         let mut components = vec![name.to_vec()];
         let mut at = Arc::clone(parent);
         loop {
@@ -226,11 +226,13 @@ impl Union {
                 Layout::Overlay => flags |= RENAME_WHITEOUT,
             }
         }
-        let moved = || branch.rename(&from, old.name, &to, new.name, flags);
         let victim = match (&ends.there, target) {
             (Found::File(f), Some(node)) => Some((f, node)),
             _ => None,
         };
+        // What has its name elsewhere is only hidden.
+        let lazy = victim.filter(|(f, _)| Arc::ptr_eq(&f.name_slot, slot)).and_then(|(f, _)| f.lazy.as_ref());
+        let moved = || self.removing(slot, &to, new.name, lazy, || branch.rename(&from, old.name, &to, new.name, flags));
         let (mut source_file, target_file) = lock_files(ends.source, victim.map(|(_, node)| node))?;
         match (victim, target_file) {
             (Some((f, node)), Some(mut file)) => self.unnaming(node, &mut file, new.parent, new.name, f, moved)?,
@@ -273,7 +275,7 @@ impl Union {
             }
             _ => {}
         }
-        if self.carries_number(&ends.found, ends.source.ino) {
+        if carries_mark(&ends.found) || self.carries_number(&ends.found, ends.source.ino) {
             self.mark_impure(parents.to_mut(), slot)?;
         }
         Ok(())
@@ -343,10 +345,10 @@ impl Union {
                 _ => {}
             }
         }
-        if self.carries_number(&ends.found, ends.source.ino) {
+        if carries_mark(&ends.found) || self.carries_number(&ends.found, ends.source.ino) {
             self.mark_impure(parents.to_mut(), slot)?;
         }
-        if self.carries_number(&ends.there, target.ino) {
+        if carries_mark(&ends.there) || self.carries_number(&ends.there, target.ino) {
             self.mark_impure(&mut parents.old, slot)?;
         }
         let (source_file, target_file) = lock_files(ends.source, Some(target))?;
@@ -370,6 +372,11 @@ struct Ends<'a> {
     source: &'a Arc<Node>,
     found: Found,
     there: Found,
+}
+
+/// Whether it is a lazy copy, which is looked for in impure directories only.
+fn carries_mark(found: &Found) -> bool {
+    matches!(found, Found::File(f) if f.lazy.is_some())
 }
 
 fn whiteout_of(found: &Found) -> Option<&Whiteout> {

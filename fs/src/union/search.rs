@@ -4,6 +4,7 @@
 use super::Res;
 use super::branch::{At, Handle, Open, Stat};
 use super::core::Union;
+use super::lazy::Lazy;
 use super::names::{OPAQUE, XATTR_DEVICE, XATTR_IMPURE, XATTR_NUMBER, XATTR_REDIRECT, is_private, overlay_word, whiteout};
 use super::node::{Layer, Marks, Spot};
 use super::numbers;
@@ -38,6 +39,8 @@ pub(super) struct FoundFile {
     pub(super) spot: Spot,
     pub(super) stat: Stat,
     pub(super) number: u64,
+    /// Not all of it was copied up.
+    pub(super) lazy: Option<Arc<Lazy>>,
 }
 
 #[derive(Debug)]
@@ -180,7 +183,7 @@ impl Union {
         Ok(layer.slot.branch.list_xattr(at)?.iter().any(|n| overlay_word(n) == Some(b"whiteout")))
     }
 
-    fn file(&self, layer: &Layer, name: &[u8], stat: Stat) -> Res<FoundFile> {
+    fn file(&self, layer: &Layer, name: &[u8], mut stat: Stat) -> Res<FoundFile> {
         let slot = &layer.slot;
         let at = At::Name(&layer.dir, name);
         if layer.marks.overlay_impure
@@ -191,14 +194,19 @@ impl Union {
             return Err(Errno::EOPNOTSUPP);
         }
         let carried = if layer.marks.impure { self.numbers.carried(&*slot.branch, at, stat.ino, stat.id)? } else { None };
-        let number = carried.unwrap_or_else(|| self.numbers.of(&stat));
+        let number = carried.and_then(|c| c.number).unwrap_or_else(|| self.numbers.of(&stat));
         if stat.nlink > 1
             && let Some(plink) = self.plink(layer, &stat, number)?
         {
             return Ok(plink);
         }
         let spot = Spot::Name(layer.dir.clone(), name.into());
-        Ok(FoundFile { name_slot: Arc::clone(slot), slot: Arc::clone(slot), spot, stat, number })
+        // Each lazy copy carries a number.
+        let lazy = if carried.is_some() { self.lazy_of(slot, at, &stat)? } else { None };
+        if let Some(lazy) = &lazy {
+            stat.blocks = lazy.blocks(&stat);
+        }
+        Ok(FoundFile { name_slot: Arc::clone(slot), slot: Arc::clone(slot), spot, stat, number, lazy })
     }
 
     /// The copy of a hard-linked file, where another name of it was copied up.
@@ -210,7 +218,14 @@ impl Union {
             match slot.branch.stat(At::Name(plinks, &name)) {
                 Ok(stat) => {
                     let spot = Spot::Name(plinks.clone(), name[..].into());
-                    return Ok(Some(FoundFile { name_slot: Arc::clone(&layer.slot), slot: Arc::clone(slot), spot, stat, number }));
+                    return Ok(Some(FoundFile {
+                        name_slot: Arc::clone(&layer.slot),
+                        slot: Arc::clone(slot),
+                        spot,
+                        stat,
+                        number,
+                        lazy: None,
+                    }));
                 }
                 Err(Errno::ENOENT) => {}
                 Err(e) => return Err(e),

@@ -1,6 +1,7 @@
 //! [`Slot`]: a branch in its place in the union, with what a writable one keeps at its root.
 
 use super::branch::{At, Branch, Handle, LocalBranch, New, ObjectId, Open, VolumeBranch};
+use super::lazy::sweep_bitmaps;
 use super::names::{PLINKS, WHITEOUT_BASE, WORK};
 use super::watch::{Watched, Watcher};
 use super::{BranchConfig, BranchSource, Layout, Perm, Res, UnionError};
@@ -157,7 +158,7 @@ impl Slot {
         Ok(Own { work, instance, seq: AtomicU64::new(0), plinks, any_plinks: AtomicBool::new(any) })
     }
 
-    fn directory(&self, dir: &Handle, name: &[u8]) -> Res<Handle> {
+    pub(super) fn directory(&self, dir: &Handle, name: &[u8]) -> Res<Handle> {
         match self.branch.make(dir, name, &OURS) {
             Ok(_) | Err(Errno::EEXIST) => self.branch.open(At::Name(dir, name), Open::Path),
             Err(e) => Err(e),
@@ -183,6 +184,9 @@ impl Slot {
                 Err(e) => return Err(e),
             };
             if dead {
+                if let Ok(dir) = self.branch.open(At::Name(work_root, &name), Open::Path) {
+                    sweep_bitmaps(self, &dir)?;
+                }
                 self.delete_tree(work_root, &name)?;
             }
         }
@@ -193,6 +197,8 @@ impl Slot {
     pub(super) fn close(&self, layout: Layout) {
         let Some(own) = self.own.write().unwrap_or_else(PoisonError::into_inner).take() else { return };
         let Ok(work_root) = self.branch.open(At::Name(&self.root, WORK), Open::Path) else { return };
+        // What is left there is what could not be removed before.
+        let _ = sweep_bitmaps(self, &own.work);
         let _ = self.delete_tree(&work_root, &own.instance);
         if layout == Layout::Overlay {
             // Only where nothing else is in them: overlayfs would show them.

@@ -1,4 +1,4 @@
-//! How a live union is asked to change: a socket in /run/brickraft that only root can use, named by the number of the mounted
+//! How a live union is asked to change, or to copy files up: a socket in /run/brickraft that only root can use, named by the number of the mounted
 //! file system, so that whoever sees the mount point finds it, under whatever name.
 //!
 //! It is no extended attribute of the mount, as others have it: root inside a container that lives in the union could then
@@ -24,12 +24,19 @@ const ANSWER: Duration = Duration::from_secs(120);
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Asked {
     /// An option string with `remount` and changes.
+    #[serde(default)]
     pub(super) change: String,
+    /// Or a file, by its inode number, to copy up some more of.
+    #[serde(default)]
+    pub(super) complete: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Answer {
     error: Option<String>,
+    /// Of the file there is more to copy.
+    #[serde(default)]
+    more: bool,
 }
 
 fn socket(mount: &Path) -> Result<PathBuf> {
@@ -44,8 +51,8 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Listens for changes of the union on `mount`, which `change` carries out.
-    pub(super) fn listen(mount: &Path, change: impl Fn(&str) -> Result<()> + Send + 'static) -> Result<Self> {
+    /// Listens for what is asked of the union on `mount`; `act` does it, and says whether it is to be asked again.
+    pub(super) fn listen(mount: &Path, act: impl Fn(&Asked) -> Result<bool> + Send + 'static) -> Result<Self> {
         std::fs::create_dir_all(DIR).with_context(|| format!("create {DIR}"))?;
         let path = socket(mount)?;
         // One of the same number belonged to a union that is gone.
@@ -54,8 +61,8 @@ impl Control {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         std::thread::Builder::new().name("union-control".into()).spawn(move || {
             for stream in listener.incoming().flatten() {
-                if let Err(e) = answer(stream, &change) {
-                    tracing::warn!("a question about the union's branches: {e:#}");
+                if let Err(e) = answer(stream, &act) {
+                    tracing::warn!("a question about the union: {e:#}");
                 }
             }
         })?;
@@ -69,20 +76,23 @@ impl Drop for Control {
     }
 }
 
-fn answer(mut stream: UnixStream, change: &impl Fn(&str) -> Result<()>) -> Result<()> {
+fn answer(mut stream: UnixStream, act: &impl Fn(&Asked) -> Result<bool>) -> Result<()> {
     let peer = rustix::net::sockopt::socket_peercred(&stream).context("who asks")?;
     ensure!(peer.uid.is_root(), "user {} asked", peer.uid.as_raw());
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut line = String::new();
     BufReader::new((&stream).take(MESSAGE_MAX)).read_line(&mut line)?;
     let asked: Asked = serde_json::from_str(&line)?;
-    let error = change(&asked.change).err().map(|e| format!("{e:#}"));
-    serde_json::to_writer(&stream, &Answer { error })?;
+    let answer = match act(&asked) {
+        Ok(more) => Answer { error: None, more },
+        Err(e) => Answer { error: Some(format!("{e:#}")), more: false },
+    };
+    serde_json::to_writer(&stream, &answer)?;
     Ok(stream.write_all(b"\n")?)
 }
 
-/// Asks the process that serves `mount`.
-pub(super) fn ask(mount: &Path, asked: &Asked) -> Result<()> {
+/// Asks the process that serves `mount`; whether to ask again.
+pub(super) fn ask(mount: &Path, asked: &Asked) -> Result<bool> {
     let path = socket(mount)?;
     let mut stream =
         UnixStream::connect(&path).with_context(|| format!("ask the process that serves {} by {}", mount.display(), path.display()))?;
@@ -94,7 +104,7 @@ pub(super) fn ask(mount: &Path, asked: &Asked) -> Result<()> {
     BufReader::new((&stream).take(MESSAGE_MAX)).read_line(&mut line).context("the answer")?;
     let answer: Answer = serde_json::from_str(&line).context("the answer")?;
     match answer.error {
-        None => Ok(()),
+        None => Ok(answer.more),
         Some(error) => bail!("{error}"),
     }
 }

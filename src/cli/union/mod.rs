@@ -1,5 +1,6 @@
 //! `brickraft union`, and `mount.aufs` as mount(8) calls it.
 
+mod complete;
 mod control;
 mod options;
 mod words;
@@ -37,7 +38,7 @@ pub(crate) struct UnionArgs {
     dir: Option<PathBuf>,
     /// AUFS's options. br=BRANCH:BRANCH... (also br:, dirs=), topmost first, each with =rw, =ro or =rr (and +wh); a branch is a directory or HOST:VOLUME[/DIR].
     /// create=tdp|rr|mfs|pmfs..., cpup=tdp|bup|bu, udba=notify|reval|none (notify, the default, is reval where the kernel cannot tell of
-    /// changes made directly in a branch), layout=aufs|overlay, always-whiteout, noplink, sum, dirren=off, passthrough, io_uring; ro, noatime, nodev...;
+    /// changes made directly in a branch), layout=aufs|overlay, always-whiteout, noplink, sum, dirren=off, lazy-cpup=SIZE (files of so many bytes, as 4G, are copied up block by block as they are written to), passthrough, io_uring; ro, noatime, nodev...;
     /// remount with append:, prepend:, add:N:, mod:, del: on a live union
     #[arg(short = 'o')]
     options: Vec<String>,
@@ -59,11 +60,21 @@ enum UnionCommand {
         /// The mount point
         dir: PathBuf,
     },
+    /// Copies up what `lazy-cpup` left in the lower branches: of all files below DIR, or of one
+    Complete {
+        /// The mount point, or a directory of the union
+        dir: PathBuf,
+        /// A file or directory, from DIR
+        path: Option<PathBuf>,
+    },
 }
 
 pub(crate) fn run(args: &UnionArgs, print: Printer) -> Result<()> {
     if let Some(UnionCommand::List { dir }) = &args.command {
         return list(dir, print);
+    }
+    if let Some(UnionCommand::Complete { dir, path }) = &args.command {
+        return complete::complete(dir, path.as_deref(), print);
     }
     let dir = args.dir.as_deref().context("no directory is given")?;
     let options = Options::parse(&args.options)?;
@@ -140,6 +151,7 @@ impl Volumes {
             Change::Append(spec) => BranchChange::Append(self.branch(spec, false)?),
             Change::Modify(place, perm) => BranchChange::Modify { label: place.to_string(), perm: *perm },
             Change::Delete(place) => BranchChange::Delete { label: place.to_string() },
+            Change::LazyCopyUp(bytes) => BranchChange::LazyCopyUp(*bytes),
         })
     }
 
@@ -161,12 +173,16 @@ fn serve(source: &str, dir: &Path, options: &Options, tell_ready: bool) -> Resul
     let config = UnionConfig { branches, ..options.union.clone() };
     let mount_options = mount_options(source, options, local);
     let union = Arc::new(Union::open(config)?);
-    let mount = UnionMount::new(union, dir, &mount_options).with_context(|| format!("mount on {}", dir.display()))?;
+    let mount = UnionMount::new(Arc::clone(&union), dir, &mount_options).with_context(|| format!("mount on {}", dir.display()))?;
     let change = mount.changer();
     let made = volumes.clone();
-    let control = Control::listen(dir, move |text| {
-        let changes = Options::parse(&[text.to_owned()])?.changes;
-        changes.iter().try_for_each(|c| Ok(change(made.change(c)?)?))
+    let control = Control::listen(dir, move |asked| {
+        if let Some(ino) = asked.complete {
+            return complete::step(&union, ino);
+        }
+        let changes = Options::parse(std::slice::from_ref(&asked.change))?.changes;
+        changes.iter().try_for_each(|c| anyhow::Ok(change(made.change(c)?)?))?;
+        Ok(false)
     });
     let control = match control {
         Ok(control) => Some(control),
@@ -216,7 +232,7 @@ fn remount(dir: &Path, options: &Options) -> Result<()> {
     ensure!(is_union(dir)?, "no union is mounted on {}", dir.display());
     if !options.changes.is_empty() {
         let text: Vec<String> = options.changes.iter().map(change_text).collect();
-        control::ask(dir, &Asked { change: format!("remount,{}", text.join(",")) })?;
+        control::ask(dir, &Asked { change: format!("remount,{}", text.join(",")), complete: None })?;
     }
     if options.flags_given {
         set_flags(dir, options.flags).with_context(|| format!("remount {}", dir.display()))?;
@@ -232,6 +248,8 @@ fn change_text(change: &Change) -> String {
         Change::Append(spec) => format!("append:{}", branch(spec)),
         Change::Modify(place, perm) => format!("mod:{}", branch_text(place, Some(*perm))),
         Change::Delete(place) => format!("del:{}", branch_text(place, None)),
+        Change::LazyCopyUp(Some(bytes)) => format!("lazy-cpup={bytes}"),
+        Change::LazyCopyUp(None) => "nolazy-cpup".to_owned(),
     }
 }
 
@@ -303,7 +321,7 @@ mod tests {
 
     #[test]
     fn changes_survive_the_way_to_the_serving_process() {
-        let line = r"remount,append:/no\:1=ro,add:2:h:vol/sub=rw,mod:/no2=ro+wh,del:h:24008:vol";
+        let line = r"remount,append:/no\:1=ro,add:2:h:vol/sub=rw,mod:/no2=ro+wh,del:h:24008:vol,lazy-cpup=3G";
         let changes = Options::parse(&[line.into()]).expect("reads").changes;
         let text: Vec<String> = changes.iter().map(change_text).collect();
         let again = Options::parse(&[format!("remount,{}", text.join(","))]).expect("reads again").changes;

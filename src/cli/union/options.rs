@@ -5,7 +5,7 @@ use crate::client::ClientOptions;
 use crate::management::with_port;
 use anyhow::{Context, Result, bail, ensure};
 use brickraft_fs::fuse::{MountFlags, Transport};
-use brickraft_fs::union::{Perm, UnionConfig};
+use brickraft_fs::union::{Layout, Perm, UnionConfig};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -45,6 +45,8 @@ pub(super) enum Change {
     Append(BranchSpec),
     Modify(Place, Perm),
     Delete(Place),
+    /// From how many bytes on files are copied up lazily; `None`: none are.
+    LazyCopyUp(Option<u64>),
 }
 
 /// Everything that stood after `-o`.
@@ -55,6 +57,8 @@ pub(super) struct Options {
     pub(super) changes: Vec<Change>,
     /// The words that choose behaviour; its branches are empty.
     pub(super) union: UnionConfig,
+    /// `lazy-cpup` or its opposite was given.
+    lazy_cpup: Option<Change>,
     pub(super) flags: MountFlags,
     /// A word among the options was one of `flags`.
     pub(super) flags_given: bool,
@@ -80,6 +84,15 @@ impl Options {
                 out.word(word)?;
             }
         }
+        match out.lazy_cpup.take() {
+            Some(change) if out.remount => out.changes.push(change),
+            Some(Change::LazyCopyUp(bytes)) => out.union.lazy.cpup = bytes,
+            _ => {}
+        }
+        ensure!(
+            out.union.lazy.cpup.is_none() || out.union.layout == Layout::Aufs,
+            "lazy-cpup and layout=overlay exclude each other: overlayfs would take the sparse copies for whole files"
+        );
         ensure!(out.remount || out.changes.is_empty(), "append, prepend, add, mod and del change a live union: give them with remount");
         ensure!(!(out.passthrough && out.writeback), "writeback and passthrough exclude each other (the kernel's rule): give one");
         ensure!(!out.remount || out.branches.is_empty(), "branches of a live union are changed by append, prepend, add, mod and del");
@@ -208,6 +221,8 @@ impl Options {
             ("cpup" | "copyup" | "copyup_policy", _) => u.copyup = value.parse()?,
             ("udba", _) => u.udba = value.parse()?,
             ("layout", _) => u.layout = value.parse()?,
+            ("lazy-cpup", _) => self.lazy_cpup = Some(Change::LazyCopyUp(Some(size(word, value)?))),
+            ("nolazy-cpup", "") => self.lazy_cpup = Some(Change::LazyCopyUp(None)),
             ("plink", "") => u.plink = true,
             ("noplink", "") => u.plink = false,
             ("sum" | "wsum", "") => u.sum = true,
@@ -215,11 +230,26 @@ impl Options {
             ("always-whiteout", "") => u.always_whiteout = true,
             ("dirren", "" | "on") => u.dirren = true,
             ("nodirren", "") | ("dirren", "off") => u.dirren = false,
-            ("plink" | "noplink" | "sum" | "nosum" | "dirren" | "nodirren", _) => bail!("option {word}: no such value"),
+            ("plink" | "noplink" | "nolazy-cpup" | "sum" | "nosum" | "dirren" | "nodirren", _) => bail!("option {word}: no such value"),
             _ => return Ok(false),
         }
         Ok(true)
     }
+}
+
+/// Bytes, with or without K, M, G or T.
+fn size(word: &str, value: &str) -> Result<u64> {
+    let end = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
+    let shift = match value[end..].to_ascii_uppercase().as_str() {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        "T" => Some(40),
+        _ => None,
+    };
+    let bytes = shift.and_then(|shift| value[..end].parse::<u64>().ok()?.checked_mul(1 << shift));
+    bytes.filter(|n| *n > 0).with_context(|| format!("option {word}: must be a size, as 512M or 4G"))
 }
 
 /// AUFS's options that change nothing here; SEMANTICS.md names them.
@@ -371,6 +401,17 @@ mod tests {
     }
 
     #[test]
+    fn sizes_of_lazy_copy_ups_are_read() {
+        for (line, bytes) in
+            [("lazy-cpup=1", Some(1)), ("lazy-cpup=64k", Some(64 << 10)), ("lazy-cpup=1G,nolazy-cpup", None), ("sum", None)]
+        {
+            assert_eq!(parse(line).expect(line).union.lazy.cpup, bytes, "{line}");
+        }
+        assert_eq!(parse("lazy-cpup=2T,remount").expect("remount").changes, [Change::LazyCopyUp(Some(2 << 40))]);
+        assert_eq!(parse("remount,nolazy-cpup").expect("remount").changes, [Change::LazyCopyUp(None)]);
+    }
+
+    #[test]
     fn odd_options_are_refused_in_words() {
         for (bad, said) in [
             ("nonsense", "unknown option nonsense"),
@@ -390,6 +431,12 @@ mod tests {
             ("udba=maybe", "expected none, reval or notify"),
             ("shwh", "not supported yet"),
             ("passthrough,writeback", "exclude each other"),
+            ("lazy-cpup=much", "must be a size"),
+            ("lazy-cpup=0", "must be a size"),
+            ("lazy-cpup", "must be a size"),
+            ("lazy-cpup=99999999T", "must be a size"),
+            ("nolazy-cpup=1G", "no such value"),
+            ("lazy-cpup=1G,layout=overlay", "exclude each other"),
         ] {
             let why = format!("{:#}", parse(bad).expect_err(bad));
             assert!(why.contains(said), "{bad}: {why}");

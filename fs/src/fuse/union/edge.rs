@@ -142,6 +142,7 @@ impl Edge {
                 format!("{sent} {everything}").into_bytes()
             }
             "udba" => config.udba.to_string().into_bytes(),
+            "lazy_cpup" => config.lazy.cpup.map_or_else(|| "off".to_owned(), |bytes| bytes.to_string()).into_bytes(),
             "layout" => config.layout.to_string().into_bytes(),
             "pid" => std::process::id().to_string().into_bytes(),
             "version" => env!("CARGO_PKG_VERSION").as_bytes().to_vec(),

@@ -11,6 +11,8 @@ mod volume;
 
 pub use local::{LocalBranch, LocalObject};
 pub use sim::{SimBranch, SimObject};
+#[cfg(test)]
+pub(in crate::union) use volume::tests::volume;
 pub use volume::{VolumeBranch, VolumeObject};
 
 use super::Res;
@@ -180,8 +182,8 @@ pub trait Branch: Send + Sync + std::fmt::Debug {
     }
 }
 
-const SEEK_DATA: u32 = 3;
-const SEEK_HOLE: u32 = 4;
+pub(super) const SEEK_DATA: u32 = 3;
+pub(super) const SEEK_HOLE: u32 = 4;
 /// Bytes of one read while copying.
 const COPY_CHUNK_BYTES_MAX: usize = 1 << 20;
 

@@ -86,14 +86,18 @@ impl SimBranch {
     /// The disk after a power cut that only `steps` changes survived, `keep_data`: with the data that was not synced.
     #[must_use]
     pub fn cut(&self, steps: usize, keep_data: bool) -> Self {
+        self.cut_by(steps, |_| keep_data)
+    }
+
+    /// The same, with the data that was not synced of those files, by number, that `keep` says.
+    #[must_use]
+    pub fn cut_by(&self, steps: usize, keep: impl Fn(u64) -> bool) -> Self {
         let mut tree = self.lock().history[steps].clone();
         // What had no name is gone.
         tree.nodes.retain(|_, n| n.nlink > 0);
-        if !keep_data {
-            for node in tree.nodes.values_mut() {
-                let node = Arc::make_mut(node);
-                node.data = Arc::clone(&node.synced);
-            }
+        for (_, node) in tree.nodes.iter_mut().filter(|(ino, _)| !keep(**ino)) {
+            let node = Arc::make_mut(node);
+            node.data = Arc::clone(&node.synced);
         }
         Self { dev: self.dev, state: Mutex::new(State { history: vec![tree.clone()], tree }) }
     }
@@ -436,10 +440,26 @@ impl Branch for SimBranch {
     }
 
     fn fallocate(&self, file: &Handle, offset: u64, len: u64, mode: u32) -> Res<()> {
-        if mode != 0 {
+        const KEEP_SIZE: u32 = 1;
+        const PUNCH_HOLE: u32 = 2;
+        const ZERO_RANGE: u32 = 16;
+        let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
+        if !matches!(mode, 0 | KEEP_SIZE | 3 | ZERO_RANGE | 17) {
             return Err(Errno::EOPNOTSUPP);
         }
-        let size = self.stat(At::Open(file))?.size.max(offset + len);
+        if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
+            let mut state = self.lock();
+            let node = state.tree.get_mut(number(file)?)?;
+            let content = Arc::make_mut(&mut node.data);
+            let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(content.len());
+            let range = at(offset)..at(end);
+            content[range].fill(0);
+            node.mtime = node.ctime;
+        }
+        if mode & KEEP_SIZE != 0 {
+            return Ok(());
+        }
+        let size = self.stat(At::Open(file))?.size.max(end);
         self.set_attr(At::Open(file), &SetAttr { size: Some(size), ..SetAttr::default() })
     }
 

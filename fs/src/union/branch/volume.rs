@@ -343,4 +343,4 @@ impl Branch for VolumeBranch {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::union) mod tests;

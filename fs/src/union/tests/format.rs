@@ -10,6 +10,8 @@ fn the_page_names_what_is_on_disk() {
         names::WHITEOUT_BASE,
         names::PLINKS,
         names::WORK,
+        names::LAZY,
+        names::XATTR_LAZY,
         names::XATTR_NUMBER,
         names::XATTR_IMPURE,
         names::XATTR_REDIRECT,

@@ -3,6 +3,7 @@
 mod basic;
 mod crash;
 mod format;
+mod lazy;
 mod model;
 mod outside;
 mod random;

@@ -67,7 +67,8 @@ fn query(fop: &Fop) -> bool {
     )
 }
 
-fn volume() -> Arc<dyn Volume> {
+/// A volume of one brick in this process, empty.
+pub(in crate::union) fn volume() -> Arc<dyn Volume> {
     Arc::new(OneBrick(Mutex::new((SimStore::new(meta()), HashMap::new(), 0))))
 }
 

@@ -1,0 +1,245 @@
+//! Reading and changing the data of lazy copies.
+
+use super::super::Res;
+use super::super::branch::{At, Branch, Handle, Open, SEEK_DATA, SEEK_HOLE};
+use super::super::core::Union;
+use super::super::names::LAZY;
+use super::super::node::Node;
+use super::bits::{Bits, bytes_for};
+use super::lower::lost_bitmap;
+use super::{Lazy, Maps, STEP_BYTES_MAX, State};
+use crate::fop::{Errno, SetAttr};
+use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
+
+const KEEP_SIZE: u32 = 1;
+const PUNCH_HOLE: u32 = 2;
+const ZERO_RANGE: u32 = 16;
+
+/// A lazy copy, open.
+#[derive(Clone, Copy)]
+pub(in crate::union) struct LazyFile<'a> {
+    pub(in crate::union) node: &'a Node,
+    pub(in crate::union) lazy: &'a Arc<Lazy>,
+    pub(in crate::union) copy: &'a Handle,
+}
+
+impl<'a> LazyFile<'a> {
+    pub(super) fn branch(self) -> &'a dyn Branch {
+        self.lazy.branch()
+    }
+
+    /// Reads the bitmap, when it was not read yet.
+    fn load(self, state: &mut State) -> Res<()> {
+        let lazy = self.lazy;
+        if state.maps.is_some() || state.limit == 0 {
+            return Ok(());
+        }
+        Union::usable(self.node, lazy)?;
+        let blocks = lazy.mark.size.div_ceil(lazy.mark.block);
+        let mut bytes = vec![0; usize::try_from(bytes_for(blocks)).map_err(|_| Errno::EFBIG)?];
+        let branch = self.branch();
+        let read = branch
+            .open(At::Name(&lazy.slot.root, LAZY), Open::Path)
+            .and_then(|dir| branch.open(At::Name(&dir, &lazy.mark.bitmap()), Open::Read))
+            .and_then(|file| branch.read(&file, 0, &mut bytes));
+        match read {
+            Ok(n) if n == bytes.len() => {}
+            Ok(_) => return Err(lost_bitmap(self.node, lazy, "is too short")),
+            Err(Errno::ENOENT) => return Err(lost_bitmap(self.node, lazy, "is gone")),
+            Err(e) => return Err(e),
+        }
+        let ours = Bits::new(bytes);
+        let missing = ours.missing(state.limit.div_ceil(lazy.mark.block));
+        state.maps = Some(Maps { durable: ours.clone(), ours, missing });
+        Ok(())
+    }
+
+    pub(super) fn state(self) -> Res<RwLockReadGuard<'a, State>> {
+        loop {
+            let state = self.lazy.state();
+            if state.maps.is_some() || state.limit == 0 {
+                return Ok(state);
+            }
+            drop(state);
+            drop(self.state_mut()?);
+        }
+    }
+
+    pub(super) fn state_mut(self) -> Res<RwLockWriteGuard<'a, State>> {
+        let mut state = self.lazy.state_mut();
+        self.load(&mut state)?;
+        Ok(state)
+    }
+
+    fn block(self) -> u64 {
+        self.lazy.mark.block
+    }
+}
+
+impl Union {
+    /// pread(2).
+    pub(in crate::union) fn lazy_read(&self, file: LazyFile<'_>, offset: u64, buf: &mut [u8]) -> Res<usize> {
+        let end = offset.saturating_add(buf.len() as u64);
+        let state = file.state()?;
+        let first = state.run(offset, end, file.block());
+        // Of what lies wholly in the lower file the copy has nothing to say.
+        let n = if first == (false, end) { buf.len() } else { file.branch().read(file.copy, offset, buf)? };
+        let (mut at, end) = (offset, offset + n as u64);
+        while at < end {
+            let (ours, to) = state.run(at, end, file.block());
+            if !ours {
+                let part = |at: u64| usize::try_from(at - offset).expect("within the buffer");
+                self.read_lower(file.node, file.lazy, at, &mut buf[part(at)..part(to)])?;
+            }
+            at = to;
+        }
+        Ok(n)
+    }
+
+    /// pwrite(2).
+    pub(in crate::union) fn lazy_write(&self, file: LazyFile<'_>, offset: u64, data: &[u8]) -> Res<()> {
+        let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
+        {
+            let state = file.state()?;
+            if state.marked <= state.limit && state.has_all(offset, end.min(state.limit), file.block()) {
+                return file.branch().write(file.copy, offset, data);
+            }
+        }
+        self.take_over(file, offset, end, |branch| branch.write(file.copy, offset, data))
+    }
+
+    /// Carries out a change of everything in a range, after which the copy has it.
+    fn take_over(&self, file: LazyFile<'_>, start: u64, end: u64, change: impl FnOnce(&dyn Branch) -> Res<()>) -> Res<()> {
+        let full = {
+            let mut state = file.state_mut()?;
+            file.lower_mark(&mut state)?;
+            self.fill_edges(file, &state, start, end)?;
+            change(file.branch())?;
+            state.took(start, end, file.block());
+            self.note_dirty(file, &mut state)
+        };
+        if full { self.lazy.flush(file.lazy, None, true) } else { Ok(()) }
+    }
+
+    /// Copies what the first and the last block of a range have outside of it.
+    fn fill_edges(&self, file: LazyFile<'_>, state: &State, start: u64, end: u64) -> Res<()> {
+        let (block, limit) = (file.block(), state.limit);
+        if start >= limit || start >= end {
+            return Ok(());
+        }
+        let head = start / block * block;
+        if !state.run(start, limit, block).0 {
+            self.fill(file, head, start)?;
+        }
+        let last = end - 1;
+        if last < limit && !state.run(last, limit, block).0 {
+            self.fill(file, end, (last / block * block).saturating_add(block).min(limit))?;
+        }
+        Ok(())
+    }
+
+    /// Copies a range, all of it below the limit, from the lower file. Zeros are written too where the copy has none.
+    pub(super) fn fill(&self, file: LazyFile<'_>, start: u64, end: u64) -> Res<()> {
+        let mut at = start;
+        let mut buf = Vec::new();
+        while at < end {
+            let step = (end - at).min(STEP_BYTES_MAX);
+            buf.resize(usize::try_from(step).expect("a step"), 0);
+            self.read_lower(file.node, file.lazy, at, &mut buf)?;
+            file.branch().write(file.copy, at, &buf)?;
+            at += step;
+        }
+        Ok(())
+    }
+
+    /// fallocate(2).
+    pub(in crate::union) fn lazy_fallocate(&self, file: LazyFile<'_>, offset: u64, len: u64, mode: u32) -> Res<()> {
+        let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
+        match mode & !KEEP_SIZE {
+            // Space for what is not copied yet: no content changes.
+            0 => {
+                let mut state = file.state_mut()?;
+                file.lower_mark(&mut state)?;
+                file.branch().fallocate(file.copy, offset, len, mode)
+            }
+            PUNCH_HOLE | ZERO_RANGE => self.take_over(file, offset, end, |branch| branch.fallocate(file.copy, offset, len, mode)),
+            // What moves data must have it.
+            _ => {
+                while !self.complete_some(file, u64::MAX)? {}
+                file.branch().fallocate(file.copy, offset, len, mode)
+            }
+        }
+    }
+
+    /// lseek(2).
+    pub(in crate::union) fn lazy_seek(&self, file: LazyFile<'_>, offset: u64, whence: u32) -> Res<u64> {
+        let state = file.state()?;
+        let size = file.branch().stat(At::Open(file.copy))?.size;
+        if offset >= size || state.limit == 0 {
+            return file.branch().lseek(file.copy, offset, whence);
+        }
+        let mut at = offset;
+        while at < size {
+            let (ours, to) = state.run(at, size, file.block());
+            let found = if !ours {
+                self.seek_lower(file.node, file.lazy, at, to, whence)?
+            } else {
+                match file.branch().lseek(file.copy, at, whence) {
+                    Ok(found) => found.min(to),
+                    Err(Errno::ENXIO) => to,
+                    Err(e) => return Err(e),
+                }
+            };
+            if found < to {
+                return Ok(found);
+            }
+            at = to;
+        }
+        if whence == SEEK_DATA { Err(Errno::ENXIO) } else { Ok(size) }
+    }
+
+    /// A change of size, by `set` on the copy as it lies.
+    pub(in crate::union) fn lazy_truncate(&self, file: LazyFile<'_>, size: u64, set: impl FnOnce() -> Res<()>) -> Res<()> {
+        let mut state = file.lazy.state_mut();
+        if size > 0 {
+            Self::usable(file.node, file.lazy)?;
+        }
+        file.lower_mark(&mut state)?;
+        set()?;
+        if size >= state.limit {
+            return Ok(());
+        }
+        state.cut(size, file.block());
+        file.lower_mark(&mut state)?;
+        if size == 0 {
+            file.lazy.become_ordinary(&mut state, file.copy);
+        } else if state.is_whole() {
+            // The next flush finds that nothing is missing.
+            self.note_dirty(file, &mut state);
+        }
+        Ok(())
+    }
+
+    /// Copies all that a lazy file shows of its first `size` bytes into an empty one of any branch, holes kept.
+    pub(in crate::union) fn copy_through(&self, file: LazyFile<'_>, to_branch: &dyn Branch, to: &Handle, size: u64) -> Res<()> {
+        let mut buf = vec![0; usize::try_from(size.min(STEP_BYTES_MAX)).expect("a step")];
+        let mut at = 0;
+        while at < size {
+            at = match self.lazy_seek(file, at, SEEK_DATA) {
+                Ok(start) => start,
+                Err(Errno::ENXIO) => break,
+                // No file system is bound to know its holes.
+                Err(_) => at,
+            };
+            let end = self.lazy_seek(file, at, SEEK_HOLE).unwrap_or(size).min(size);
+            let want = usize::try_from(end.saturating_sub(at).min(STEP_BYTES_MAX)).expect("a step");
+            let got = self.lazy_read(file, at, &mut buf[..want])?;
+            if got == 0 {
+                break;
+            }
+            to_branch.write(to, at, &buf[..got])?;
+            at += got as u64;
+        }
+        to_branch.set_attr(At::Open(to), &SetAttr { size: Some(size), ..SetAttr::default() })
+    }
+}

@@ -1,0 +1,218 @@
+//! How lazy copies come and go, with their bitmaps.
+
+use super::super::branch::{At, Handle, New, Open, Stat};
+use super::super::core::Union;
+use super::super::names::{LAZY, XATTR_LAZY};
+use super::super::node::{Name, Node, Spot};
+use super::super::slot::{OURS, Slot};
+use super::super::whiteout::leftovers;
+use super::super::{Layout, Res};
+use super::bits::bytes_for;
+use super::flush::drop_bitmap;
+use super::lower::lies_at;
+use super::mark::Mark;
+use super::{Lazy, LazyFile};
+use crate::fop::{Errno, FileKind, SetAttr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Which data a copy-up copies.
+pub(in crate::union) enum How {
+    /// All of it.
+    Whole,
+    /// None: the lower file lies under this path of its branch.
+    Lazily(Vec<u8>),
+    /// All of it, of a file that is a lazy copy itself, held here.
+    Through(Arc<Lazy>, Handle),
+}
+
+/// "Argument list too long": what some file systems say to a large attribute.
+const E2BIG: Errno = Errno(7);
+
+impl Union {
+    /// Decides how a file's data is copied up. `place`: where its name is.
+    pub(in crate::union) fn how_to_copy(
+        &self,
+        node: &Node,
+        place: Option<(&Arc<Node>, &Name)>,
+        from: (&Arc<Slot>, &Spot, &Stat),
+        target: &Arc<Slot>,
+        keep: u64,
+    ) -> Res<How> {
+        let (slot, spot, stat) = from;
+        if stat.kind != FileKind::File {
+            return Ok(How::Whole);
+        }
+        if let Some(lazy) = node.file()?.lazy.clone().filter(|lazy| !lazy.is_done()) {
+            return Ok(How::Through(lazy, slot.branch.open(spot.at(), Open::ReadQuietly)?));
+        }
+        let size = stat.size.min(keep);
+        let wanted = size > 0 && size >= self.lazy.bytes_min.load(Ordering::Acquire);
+        // What is written below would show above.
+        let steady = stat.nlink == 1 && !slot.writable();
+        let (Some((parent, name)), true) = (place, wanted && steady && self.config.layout == Layout::Aufs) else {
+            return Ok(How::Whole);
+        };
+        let path = self.path_below(parent, name, target)?.split_off(1);
+        // Where a branch between the two redirects, it lies elsewhere.
+        Ok(if lies_at(slot, &path, stat) { How::Lazily(path) } else { How::Whole })
+    }
+
+    /// Makes a new file in the work directory, open, a lazy copy; `None` where the target cannot hold what says so.
+    pub(in crate::union) fn begin_lazily(
+        &self,
+        source: &Slot,
+        lower: &Stat,
+        path: &[u8],
+        target: &Arc<Slot>,
+        copy: (&Handle, &Stat),
+        size: u64,
+    ) -> Res<Option<Arc<Lazy>>> {
+        let (handle, made) = copy;
+        let mark = Mark {
+            own: made.ino,
+            id: rand::random(),
+            block: self.lazy.block_bytes(lower.size),
+            limit: size,
+            ino: lower.ino,
+            size: lower.size,
+            mtime: lower.mtime,
+            blocks: lower.blocks,
+            branch: source.source.label().into_bytes(),
+            path: path.to_vec(),
+        };
+        let branch = &target.branch;
+        // The mark first: whoever sweeps the work directory finds the bitmap by it.
+        let marked = branch.set_xattr(At::Open(handle), XATTR_LAZY, &mark.to_bytes(), 0).and_then(|()| make_bitmap(target, &mark));
+        match marked {
+            Ok(()) => {}
+            Err(Errno::EOPNOTSUPP | Errno::ENOSPC | Errno::ERANGE | E2BIG | Errno::ENAMETOOLONG) => {
+                leftovers(drop_bitmap(target, &mark));
+                return match branch.remove_xattr(At::Open(handle), XATTR_LAZY) {
+                    Ok(()) | Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(None),
+                    Err(e) => Err(e),
+                };
+            }
+            Err(e) => {
+                leftovers(drop_bitmap(target, &mark));
+                return Err(e);
+            }
+        }
+        let sized = branch.set_attr(At::Open(handle), &SetAttr { size: Some(size), ..SetAttr::default() });
+        if let Err(e) = sized {
+            leftovers(drop_bitmap(target, &mark));
+            return Err(e);
+        }
+        Ok(Some(self.lazy.keep(Lazy::new(target, &Stat { size, ..made.clone() }, mark, None))))
+    }
+
+    /// A lazy copy gets no place.
+    pub(in crate::union) fn discard_lazy(&self, lazy: &Lazy) {
+        self.lazy.forget(lazy);
+        leftovers(drop_bitmap(&lazy.slot, &lazy.mark));
+    }
+
+    /// Takes a name away by `remove`, and the bitmap if the name was a lazy copy's last one.
+    pub(in crate::union) fn removing(
+        &self,
+        slot: &Arc<Slot>,
+        dir: &Handle,
+        name: &[u8],
+        lazy: Option<&Arc<Lazy>>,
+        remove: impl FnOnce() -> Res<()>,
+    ) -> Res<()> {
+        let Some(lazy) = lazy.filter(|lazy| !lazy.is_done() && Arc::ptr_eq(&lazy.slot, slot)) else { return remove() };
+        let _removing = self.lazy.removing();
+        let (own, branch) = (slot.own()?, &slot.branch);
+        let kept = own.temp_name();
+        branch.link(At::Name(dir, name), &own.work, &kept)?;
+        let removed = remove();
+        let last = branch.stat(At::Name(&own.work, &kept)).is_ok_and(|stat| stat.nlink == 1);
+        if removed.is_ok() && last {
+            self.lazy.forget(lazy);
+            if lazy.broken.is_none() {
+                leftovers(drop_bitmap(slot, &lazy.mark));
+            }
+        }
+        leftovers(branch.unlink(&own.work, &kept));
+        removed
+    }
+
+    /// How many files need a branch, since not all was copied up from it, and what one of them is called there.
+    pub(in crate::union) fn needed(&self, needed: &Arc<Slot>) -> Res<Option<(usize, String)>> {
+        let mut found = (0, String::new());
+        let mut count = |copy: &Arc<Slot>, mark: &Mark| -> Res<()> {
+            if self.lower_slot(copy, mark)?.is_some_and(|(slot, ..)| Arc::ptr_eq(&slot, needed)) {
+                found = (found.0 + 1, String::from_utf8_lossy(&mark.path).into_owned());
+            }
+            Ok(())
+        };
+        for slot in self.view().slots.iter().filter(|s| !Arc::ptr_eq(s, needed)) {
+            for mark in bitmaps(slot)? {
+                count(slot, &mark)?;
+            }
+        }
+        // Of what is open without a name there is no bitmap.
+        for lazy in self.lazy.live() {
+            if lazy.removed.load(Ordering::Acquire) && !lazy.is_done() && !lazy.slot.is_gone() {
+                count(&lazy.slot, &lazy.mark)?;
+            }
+        }
+        Ok((found.0 > 0).then_some(found))
+    }
+}
+
+fn make_bitmap(target: &Slot, mark: &Mark) -> Res<()> {
+    let branch = &target.branch;
+    let (dir, name) = (target.directory(&target.root, LAZY)?, mark.bitmap());
+    branch.make(&dir, &name, &New { kind: FileKind::File, mode: 0o600, ..OURS })?;
+    let file = branch.open(At::Name(&dir, &name), Open::Write)?;
+    let size = bytes_for(mark.size.div_ceil(mark.block));
+    branch.set_attr(At::Open(&file), &SetAttr { size: Some(size), ..SetAttr::default() })?;
+    // By it `del:` finds out who needs a branch.
+    branch.set_xattr(At::Open(&file), XATTR_LAZY, &mark.to_bytes(), 0)?;
+    branch.fsync(&file, false)
+}
+
+/// The marks of all lazy copies of a branch.
+fn bitmaps(slot: &Slot) -> Res<Vec<Mark>> {
+    let dir = match slot.branch.open(At::Name(&slot.root, LAZY), Open::Path) {
+        Ok(dir) => dir,
+        Err(Errno::ENOENT) => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut out = Vec::new();
+    for name in slot.names(&dir)? {
+        match slot.branch.get_xattr(At::Name(&dir, &name), XATTR_LAZY) {
+            Ok(value) => out.extend(Mark::parse(&value)),
+            Err(Errno::ENODATA | Errno::ENOENT | Errno::EOPNOTSUPP) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(out)
+}
+
+/// Removes the bitmaps of lazy copies that have a name in this work directory alone.
+pub(in crate::union) fn sweep_bitmaps(slot: &Slot, work: &Handle) -> Res<()> {
+    for name in slot.names(work)? {
+        let at = At::Name(work, &name);
+        let Ok(stat) = slot.branch.stat(at) else { continue };
+        if stat.kind != FileKind::File || stat.nlink != 1 {
+            continue;
+        }
+        if let Some(mark) = slot.branch.get_xattr(at, XATTR_LAZY).ok().and_then(|v| Mark::parse(&v)).filter(|m| m.own == stat.ino) {
+            drop_bitmap(slot, &mark)?;
+        }
+    }
+    Ok(())
+}
+
+impl How {
+    /// The lazy copy that it is copied from.
+    pub(in crate::union) fn through<'a>(&'a self, node: &'a Node) -> Option<LazyFile<'a>> {
+        match self {
+            Self::Through(lazy, copy) => Some(LazyFile { node, lazy, copy }),
+            _ => None,
+        }
+    }
+}
