@@ -116,7 +116,7 @@ impl World {
         }
         let member = &mut self.nodes[i].member;
         let (Some(job), Some(core)) = (member.job.take(), &member.core) else { return };
-        let done = job.run(&core.store().clone());
+        let done = job.run(&core.store().clone(), &|_, _| Duration::ZERO);
         self.member_handle(i, MemberEvent::JobDone(done));
     }
 

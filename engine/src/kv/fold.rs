@@ -22,8 +22,8 @@ const MERGED_BLOCKS_MAX: usize = 512;
 /// Pages that one step of a checkpoint dirties, about. The engine buffers 32 MiB of them: beyond that it would write
 /// pages out, read them back to sum them up, and write them again.
 const STEP_BYTES_MAX: usize = if cfg!(test) { 8 << 10 } else { 16 << 20 };
-/// Keys that are written before a look at [`STEP_BYTES_MAX`].
-const STEP_KEYS: usize = if cfg!(test) { 3 } else { 1024 };
+/// Keys that are written before a look at [`STEP_BYTES_MAX`], and at the pace: well below a millisecond's work.
+const STEP_KEYS: usize = if cfg!(test) { 3 } else { 256 };
 /// What a key may dirty: a page of its own.
 const PAGE_BYTES: usize = 4096;
 
@@ -48,11 +48,16 @@ struct Steps<'d> {
     /// `None` before the first, and between two.
     txn: Option<WriteTransaction>,
     bytes: usize,
+    /// Changes that are dealt with, and all of them. Each counts twice: once for its key, once for the history.
+    done: usize,
+    all: usize,
+    pace: Pace<'d>,
 }
 
 impl<'d> Steps<'d> {
-    fn new(db: &'d Database) -> Self {
-        Self { db, txn: None, bytes: 0 }
+    fn new(db: &'d Database, overlay: &Overlay, pace: Pace<'d>) -> Self {
+        let all = overlay.keyspaces.iter().map(|recent| recent.keys() + recent.changes()).sum();
+        Self { db, txn: None, bytes: 0, done: 0, all, pace }
     }
 
     /// The transaction under way.
@@ -63,8 +68,10 @@ impl<'d> Steps<'d> {
         })
     }
 
-    /// After work that dirtied so many bytes of pages: ends the step if it has done enough.
-    fn worked(&mut self, bytes: usize) -> Result<(), StoreError> {
+    /// After work on some keys or changes, which dirtied so many bytes of pages: ends the step if it has done enough.
+    fn worked(&mut self, count: usize, bytes: usize) -> Result<(), StoreError> {
+        self.done += count;
+        (self.pace)(self.done as f64 / self.all.max(1) as f64);
         self.bytes += bytes;
         if self.bytes >= STEP_BYTES_MAX
             && let Some(mut txn) = self.txn.take()
@@ -104,6 +111,10 @@ fn remove(table: &mut FileTable<'_>, used: &mut u64, key: &[u8]) -> Result<(), S
     Ok(())
 }
 
+/// Is told from time to time how much of a checkpoint is done, from 0 to 1, and takes the time that it wants others to have. (Only
+/// the caller has a clock.)
+pub(super) type Pace<'p> = &'p dyn Fn(f64);
+
 /// Writes the overlay, and the state that it led to; looks at about `garbage_max` changes for garbage.
 /// Returns the state as it stands in the file: with garbage collected, and all bytes counted.
 pub(super) fn fold(
@@ -112,8 +123,9 @@ pub(super) fn fold(
     mut state: State,
     membership: Option<&Bytes>,
     garbage_max: usize,
+    pace: Pace<'_>,
 ) -> Result<State, StoreError> {
-    let mut steps = Steps::new(db);
+    let mut steps = Steps::new(db, overlay, pace);
     for (changes, table) in overlay.plain.iter().zip(PLAIN_TABLES) {
         if changes.is_empty() {
             continue;
@@ -156,11 +168,11 @@ fn fold_keyspace(
     let keys = recent.in_order();
     for some in keys.chunks(STEP_KEYS) {
         Tables::open(steps.txn()?, keyspace, used)?.write_current(recent, some)?;
-        steps.worked(some.len() * PAGE_BYTES)?;
+        steps.worked(some.len(), some.len() * PAGE_BYTES)?;
     }
     for some in recent.log_pieces().flat_map(|piece| piece.chunks(STEP_KEYS)) {
         Tables::open(steps.txn()?, keyspace, used)?.write_log(some)?;
-        steps.worked(some.iter().map(|change| change.key.len() + change.value.len()).sum())?;
+        steps.worked(some.len(), some.iter().map(|change| change.key.len() + change.value.len()).sum())?;
     }
     let mut tables = Tables::open(steps.txn()?, keyspace, used)?;
     tables.write_index(recent, &keys)?;

@@ -214,6 +214,16 @@ impl Recent {
         self.log.pieces.iter().map(|piece| &piece[..])
     }
 
+    /// How many changes there are.
+    pub(super) fn changes(&self) -> usize {
+        self.log.len()
+    }
+
+    /// And of how many keys.
+    pub(super) fn keys(&self) -> usize {
+        self.versions.len()
+    }
+
     /// The latest change.
     pub(super) fn last(&self) -> Option<&Change> {
         self.log.last()

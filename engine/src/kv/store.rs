@@ -10,7 +10,7 @@ use super::codec::{
     ALARMS, ATTACHED, AUTH, Def, LEASES, Logged, MEMBERS, META, META_STATE, PLAIN_TABLES, Rev, SNAPSHOT_TABLES, State, damaged,
 };
 use super::error::{ReadError, StoreError};
-use super::fold::fold;
+use super::fold::{Pace, fold};
 use super::overlay::{Changes, Overlay};
 use super::read::{Layer, View};
 use super::snapshot::{RestoreWriter, SnapshotReader};
@@ -122,6 +122,8 @@ pub(super) struct Inner {
     auth_mark: AtomicU64,
     /// Held over each checkpoint.
     folding: Mutex<()>,
+    /// Those who wait for it: then a checkpoint does not take its time.
+    awaited: AtomicUsize,
     /// Held over each batch, and while layers are exchanged.
     writer: Mutex<()>,
     layers: Mutex<Layers>,
@@ -233,6 +235,7 @@ impl Store {
             file_bytes,
             auth_mark: AtomicU64::new(auth.mark()),
             folding: Mutex::new(()),
+            awaited: AtomicUsize::new(0),
             writer: Mutex::new(()),
             layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth: Arc::new(auth), membership }),
             recent_bytes: AtomicUsize::new(0),
@@ -362,17 +365,26 @@ impl Store {
     /// It waits for the disk, and for the time that writing takes; neither readers nor writers wait for it.
     /// Call it often enough that what was applied since fits into memory ([`Self::recent_bytes`]).
     pub fn checkpoint(&self) -> Result<Index, StoreError> {
-        self.fold(COLLECT_PER_CHECKPOINT_MAX)
+        self.paced_checkpoint(&|_| {})
     }
 
-    fn fold(&self, garbage_max: usize) -> Result<Index, StoreError> {
+    /// The same, telling `pace` from time to time how much is done, from 0 to 1. That may sleep, so that a checkpoint which is
+    /// not urgent does not take the processor and the disk from everybody for as long as it can.
+    pub fn paced_checkpoint(&self, pace: &dyn Fn(f64)) -> Result<Index, StoreError> {
         let frozen = self.freeze()?;
-        self.fold_frozen(frozen, garbage_max)
+        self.fold_frozen(frozen, COLLECT_PER_CHECKPOINT_MAX, pace)
+    }
+
+    /// Whether somebody waits for a running checkpoint to end.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.inner.awaited.load(Ordering::Relaxed) != 0
     }
 
     /// Begins a checkpoint: what was applied until now changes no more, what comes lies over it.
     pub(super) fn freeze(&self) -> Result<Frozen<'_>, StoreError> {
+        self.inner.awaited.fetch_add(1, Ordering::Relaxed);
         let folding = lock(&self.inner.folding);
+        self.inner.awaited.fetch_sub(1, Ordering::Relaxed);
         let _turn = self.take_turn()?;
         let mut layers = lock(&self.inner.layers);
         let overlay = std::mem::take(&mut layers.recent);
@@ -382,12 +394,17 @@ impl Store {
     }
 
     /// Carries it out, and has readers use the file instead of the frozen layer.
-    pub(super) fn fold_frozen(&self, frozen: Frozen<'_>, garbage_max: usize) -> Result<Index, StoreError> {
+    pub(super) fn fold_frozen(&self, frozen: Frozen<'_>, garbage_max: usize, pace: Pace<'_>) -> Result<Index, StoreError> {
         let Frozen { overlay, state, membership, _folding } = frozen;
         // The engine makes steps durable when it is closed. One that ends half-way is never closed, so that a part of a
         // checkpoint never is: the process is to end, and the next start finds the checkpoint before.
         let open = ManuallyDrop::new(Arc::clone(&self.inner));
-        let folded = fold(&self.inner.db, &read_lock(&overlay), state, membership.as_ref(), garbage_max)
+        let pace = |done| {
+            if !self.is_awaited() {
+                pace(done);
+            }
+        };
+        let folded = fold(&self.inner.db, &read_lock(&overlay), state, membership.as_ref(), garbage_max, &pace)
             .and_then(|folded| Ok((folded, Arc::new(Base::open(&self.inner.db)?))));
         let (folded, base) = folded.inspect_err(|_| self.inner.broken.store(true, Ordering::Release))?;
         drop(ManuallyDrop::into_inner(open));
@@ -496,7 +513,7 @@ impl Store {
     /// it; true when more is left. Every checkpoint does some of it.
     pub fn collect_garbage(&self, changes_max: usize) -> Result<bool, StoreError> {
         if self.has_garbage() {
-            self.fold(changes_max)?;
+            self.fold_frozen(self.freeze()?, changes_max, &|_| {})?;
         }
         Ok(self.has_garbage())
     }

@@ -22,6 +22,12 @@ pub(super) const TO_APPLY_BYTES_MAX: usize = 128 << 20;
 const RECENT_BYTES_CHECKPOINT: usize = 64 << 20;
 /// Memory of applied changes above which applying waits for the checkpoint that is being taken.
 const RECENT_BYTES_MAX: usize = 192 << 20;
+/// What part of the time between two checkpoints one may take.
+const CHECKPOINT_SHARE: f64 = 0.5;
+/// But it is not slower than this, in bytes of applied changes.
+const CHECKPOINT_BYTES_PER_S_MIN: f64 = 8e6;
+/// Memory of applied changes above which a checkpoint does not rest.
+pub(super) const RECENT_BYTES_HURRY: usize = 128 << 20;
 /// How long after a checkpoint the next one goes on with removing compacted history.
 const GARBAGE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -162,15 +168,27 @@ impl<I: Io> MemberCore<I> {
         let much = self.since_checkpoint >= self.config.checkpoint_bytes || self.store.recent_bytes() >= RECENT_BYTES_CHECKPOINT;
         if !self.job && (much || (self.since_checkpoint > 0 && now >= self.checkpoint_due)) {
             self.since_checkpoint = 0;
+            let over = self.checkpoint_over(now.since(self.checkpoint_since));
             self.checkpoint_since = now;
-            self.start_job(StoreJob::Checkpoint);
+            self.start_job(StoreJob::Checkpoint { over });
         }
     }
 
+    /// How long a checkpoint may take, the one before having begun `since` ago: half of the time until the next. All members take theirs at about
+    /// the same place of the log, and at full speed the clients of all of them would feel it (the 99th percentile of puts doubled).
+    fn checkpoint_over(&self, since: Duration) -> Duration {
+        // Somebody may wait for compacted history to be gone.
+        if self.store.has_garbage() {
+            return Duration::ZERO;
+        }
+        let work = Duration::from_secs_f64(self.store.recent_bytes() as f64 / CHECKPOINT_BYTES_PER_S_MIN);
+        since.mul_f64(CHECKPOINT_SHARE).min(work)
+    }
+
     /// The store's state is durable up to an index: the log before it, but for a tail, may go.
-    pub(super) fn on_checkpoint(&mut self, now: Time, result: Result<Index, StoreError>) -> Result<(), String> {
+    pub(super) fn on_checkpoint(&mut self, now: Time, result: Result<Index, StoreError>, rested: Duration) -> Result<(), String> {
         let durable = result.map_err(|e| format!("checkpoint: {e}"))?;
-        self.config.stats.checkpoint.record(now.since(self.checkpoint_since));
+        self.config.stats.checkpoint.record(now.since(self.checkpoint_since).saturating_sub(rested));
         self.checkpoint_due = now.after(self.config.checkpoint_interval);
         if self.store.has_garbage() {
             self.since_checkpoint = self.since_checkpoint.max(1);

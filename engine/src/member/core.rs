@@ -143,7 +143,7 @@ impl<I: Io> MemberCore<I> {
             MemberEvent::JobDone(done) => {
                 self.job = false;
                 let result = match done {
-                    StoreDone::Checkpoint(result) => self.on_checkpoint(now, result),
+                    StoreDone::Checkpoint { result, rested } => self.on_checkpoint(now, result, rested),
                     StoreDone::Restore(result) => self.on_restored(now, result),
                 };
                 if let Err(cause) = result {

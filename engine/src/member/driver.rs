@@ -3,6 +3,7 @@
 //! One task owns the core. A turn takes everything that waits in the channels before it lets the core advance, so that
 //! the proposals of many clients make one log write and one append to each follower.
 
+use super::apply::RECENT_BYTES_HURRY;
 use super::core::MemberCore;
 use super::handle::{Call, Clock, Control, Inbox, ReplyTo};
 use super::job::{StoreDone, StoreJob};
@@ -10,12 +11,13 @@ use super::types::{MemberError, MemberEvent, MemberOutput, PeerMessage};
 use super::watches::WatchSink;
 use crate::io::Io;
 use crate::io::uring::Readiness;
-use crate::kv::{Store, WatchId};
+use crate::kv::WatchId;
 use crate::types::{NodeId, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::oneshot;
@@ -24,6 +26,8 @@ use tokio::time::Sleep;
 
 /// Events that one turn takes from each channel.
 const BATCH_MAX: usize = 1024;
+/// What a checkpoint sleeps before it looks whether it has become urgent.
+const REST_MAX: Duration = Duration::from_millis(10);
 /// Events of one watcher in one update.
 const WATCH_EVENTS_MAX: usize = 1000;
 
@@ -88,11 +92,24 @@ struct Driver<I: Io> {
     /// Watchers whose stream has room again.
     roomy: BTreeSet<WatchId>,
     alarm: Alarm,
+    /// Tells a running checkpoint not to rest: somebody waits for the end.
+    hurry: Arc<AtomicBool>,
     job: Option<JoinHandle<StoreDone>>,
     stop_replies: Vec<oneshot::Sender<()>>,
     ended: Option<Result<(), DriverError>>,
     shown: Option<(crate::raft::Role, crate::types::Term, Option<NodeId>)>,
     dropped: u64,
+}
+
+/// Sleeps until `due` has passed since `begun`, unless it becomes urgent to go on; says for how long.
+fn rest(begun: Instant, due: Duration, urgent: &dyn Fn() -> bool) -> Duration {
+    let start = begun.elapsed();
+    let mut now = start;
+    while now < due && !urgent() {
+        std::thread::sleep(REST_MAX.min(due - now));
+        now = begun.elapsed();
+    }
+    now - start
 }
 
 /// What woke the driver.
@@ -124,6 +141,7 @@ pub async fn run<I: Io>(core: MemberCore<I>, inbox: Inbox, transport: Transport)
         watchers: BTreeMap::new(),
         roomy: BTreeSet::new(),
         alarm: Alarm::new(),
+        hurry: Arc::default(),
         job: None,
         stop_replies: Vec::new(),
         ended: None,
@@ -187,8 +205,12 @@ impl<I: Io> Driver<I> {
     }
 
     fn spawn(&mut self, job: StoreJob) {
-        let store: Arc<Store> = self.core.store().clone();
-        self.job = Some(tokio::task::spawn_blocking(move || job.run(&store)));
+        let (store, hurry) = (self.core.store().clone(), self.hurry.clone());
+        self.job = Some(tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
+            let urgent = || hurry.load(Ordering::Relaxed) || store.recent_bytes() > RECENT_BYTES_HURRY;
+            job.run(&store, &|over, done| rest(begun, over.mul_f64(done.clamp(0.0, 1.0)), &urgent))
+        }));
     }
 
     /// Shows the status where it changed in something that others act on.
@@ -256,7 +278,10 @@ impl<I: Io> Driver<I> {
             Woken::Calls(calls) => calls.into_iter().for_each(|c| self.call(now, c)),
             Woken::Control(Some(control)) => self.control(now, control),
             // Nobody holds a handle any more.
-            Woken::Control(None) => self.core.handle(now, MemberEvent::Stop),
+            Woken::Control(None) => {
+                self.hurry.store(true, Ordering::Relaxed);
+                self.core.handle(now, MemberEvent::Stop);
+            }
             Woken::Peers(messages) => {
                 for (from, msg) in messages {
                     self.core.handle(now, MemberEvent::Peer { from, msg });
@@ -327,6 +352,7 @@ impl<I: Io> Driver<I> {
                 self.roomy.insert(id);
             }
             Control::Stop(done) => {
+                self.hurry.store(true, Ordering::Relaxed);
                 self.stop_replies.push(done);
                 self.core.handle(now, MemberEvent::Stop);
             }
@@ -379,12 +405,13 @@ impl<I: Io> Driver<I> {
 
     /// Waits for a running job, takes a last checkpoint after a clean stop, and tells everybody.
     async fn finish(mut self, result: Result<(), DriverError>) -> Result<(), DriverError> {
+        self.hurry.store(true, Ordering::Relaxed);
         if let Some(job) = self.job.take() {
             let _ = job.await;
         }
         if result.is_ok() {
             let store = self.core.store().clone();
-            if let Ok(StoreDone::Checkpoint(Err(e))) = tokio::task::spawn_blocking(move || StoreJob::Checkpoint.run(&store)).await {
+            if let Ok(Err(e)) = tokio::task::spawn_blocking(move || store.checkpoint()).await {
                 tracing::warn!(error = %e, "member: last checkpoint; the next start replays the log");
             }
         }

@@ -9,15 +9,20 @@
 use crate::kv::{Store, StoreError};
 use crate::types::{Index, Term};
 use bytes::Bytes;
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 /// A job. [`Self::run`] blocks.
 #[derive(Debug)]
 pub enum StoreJob {
     /// Make what is applied durable.
-    Checkpoint,
+    Checkpoint {
+        /// How long it may take: it rests in between, so that the processor and the disk are not taken from everybody at once.
+        over: Duration,
+    },
     /// Replace the store's content by a received snapshot.
     Restore(Spool),
 }
@@ -25,18 +30,28 @@ pub enum StoreJob {
 /// How a job ended.
 #[derive(Debug)]
 pub enum StoreDone {
-    /// Everything up to this index is durable in the store.
-    Checkpoint(Result<Index, StoreError>),
+    /// A checkpoint.
+    Checkpoint {
+        /// Everything up to this index is durable in the store.
+        result: Result<Index, StoreError>,
+        /// How long it rested.
+        rested: Duration,
+    },
     /// The store holds this entry as its last.
     Restore(Result<(Index, Term), StoreError>),
 }
 
 impl StoreJob {
-    /// Does the work.
+    /// Does the work. `rest` is told how long it may take and how much of it is done, from 0 to 1; it sleeps for as long as the work is ahead
+    /// of its time, and says for how long that was.
     #[must_use]
-    pub fn run(self, store: &Store) -> StoreDone {
+    pub fn run(self, store: &Store, rest: &dyn Fn(Duration, f64) -> Duration) -> StoreDone {
         match self {
-            Self::Checkpoint => StoreDone::Checkpoint(store.checkpoint()),
+            Self::Checkpoint { over } => {
+                let rested = Cell::new(Duration::ZERO);
+                let result = store.paced_checkpoint(&|done| rested.set(rested.get() + rest(over, done)));
+                StoreDone::Checkpoint { result, rested: rested.get() }
+            }
             Self::Restore(spool) => StoreDone::Restore(restore(store, spool)),
         }
     }

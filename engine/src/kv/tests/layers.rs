@@ -45,7 +45,7 @@ fn a_reader_keeps_its_moment_over_folds_and_compactions() {
                     store.collect_garbage(20).unwrap();
                 }
                 (0..3, Some(half)) => {
-                    store.fold_frozen(half, 100).unwrap();
+                    store.fold_frozen(half, 100, &|_| {}).unwrap();
                 }
                 (_, still) => frozen = still,
             }
@@ -109,7 +109,7 @@ fn long_ranges_merge_the_layers() {
         }
     };
     check(&store);
-    store.fold_frozen(half, 0).unwrap();
+    store.fold_frozen(half, 0, &|_| {}).unwrap();
     check(&store);
     store.checkpoint().unwrap();
     check(&store);
@@ -130,7 +130,7 @@ fn a_snapshot_waits_for_the_fold_that_runs_and_has_everything() {
         let snapshot = scope.spawn(|| store.snapshot().unwrap());
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert!(!snapshot.is_finished());
-        store.fold_frozen(half, 0).unwrap();
+        store.fold_frozen(half, 0, &|_| {}).unwrap();
         let snapshot = snapshot.join().unwrap();
         assert_eq!(snapshot.header().index, Index(53));
         let other = memory();
@@ -211,4 +211,32 @@ fn readers_on_other_threads_see_whole_batches() {
         ended.store(true, Ordering::Release);
         folder.join().unwrap();
     });
+}
+
+/// A checkpoint that may take its time says how far it is, and takes none once somebody waits for it.
+#[test]
+fn a_checkpoint_tells_its_progress_and_hurries_when_it_is_awaited() {
+    let store = memory();
+    let fill = || (0..100).for_each(|k| drop(run(&store, put(&format!("k{}", k % 40), "v"))));
+    fill();
+    let told = std::cell::RefCell::new(Vec::new());
+    store.paced_checkpoint(&|done| told.borrow_mut().push(done)).unwrap();
+    let told = told.into_inner();
+    assert!(told.len() > 30 && told.is_sorted(), "{told:?}");
+    assert!(told[0] > 0.0 && told[0] < 0.1 && told.last() == Some(&1.0), "{told:?}");
+
+    fill();
+    let calls = std::cell::Cell::new(0);
+    std::thread::scope(|scope| {
+        store
+            .paced_checkpoint(&|_| {
+                calls.set(calls.get() + 1);
+                scope.spawn(|| store.snapshot().unwrap());
+                while !store.is_awaited() {
+                    std::thread::yield_now();
+                }
+            })
+            .unwrap();
+    });
+    assert_eq!(calls.get(), 1);
 }

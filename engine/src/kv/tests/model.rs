@@ -229,7 +229,7 @@ fn the_store_answers_as_the_model_does() {
                     store.checkpoint().unwrap();
                 }
                 (0, Some(half)) => {
-                    store.fold_frozen(half, rng.random_range(0..50)).unwrap();
+                    store.fold_frozen(half, rng.random_range(0..50), &|_| {}).unwrap();
                 }
                 (_, still) => frozen = still,
             }
@@ -256,7 +256,7 @@ fn the_store_answers_as_the_model_does() {
         }
         compare_events(&store, &model);
         if let Some(half) = frozen.take() {
-            store.fold_frozen(half, 0).unwrap();
+            store.fold_frozen(half, 0, &|_| {}).unwrap();
         }
         compare_events(&store, &model);
         // Without history, members with equal keys have equal records, wherever their checkpoints were.
