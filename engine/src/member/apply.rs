@@ -23,7 +23,7 @@ const RECENT_BYTES_CHECKPOINT: usize = 64 << 20;
 /// Memory of applied changes above which applying waits for the checkpoint that is being taken.
 const RECENT_BYTES_MAX: usize = 192 << 20;
 /// What part of the time between two checkpoints one may take.
-const CHECKPOINT_SHARE: f64 = 0.5;
+const CHECKPOINT_SHARE: f64 = 0.7;
 /// But it is not slower than this, in bytes of applied changes.
 const CHECKPOINT_BYTES_PER_S_MIN: f64 = 8e6;
 /// Memory of applied changes above which a checkpoint does not rest.
@@ -174,7 +174,7 @@ impl<I: Io> MemberCore<I> {
         }
     }
 
-    /// How long a checkpoint may take, the one before having begun `since` ago: half of the time until the next. All members take theirs at about
+    /// How long a checkpoint may take, the one before having begun `since` ago: most of the time until the next. All members take theirs at about
     /// the same place of the log, and at full speed the clients of all of them would feel it (the 99th percentile of puts doubled).
     fn checkpoint_over(&self, since: Duration) -> Duration {
         // Somebody may wait for compacted history to be gone.
