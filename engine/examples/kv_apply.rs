@@ -7,7 +7,7 @@
 //! the store is opened again and a log tail of 64 MiB is applied, as after a crash.
 
 use brickraft_engine::kv::types::{Command, Keyspace, PutRequest, RangeRequest};
-use brickraft_engine::kv::{ApplyEntry, Store, WatchConfig, WatchHub, WatchRequest};
+use brickraft_engine::kv::{ApplyEntry, Store, Wanted, WatchConfig, WatchHub, WatchRequest};
 use brickraft_engine::types::{Index, Term};
 use bytes::Bytes;
 use rand::rngs::SmallRng;
@@ -100,7 +100,7 @@ impl Bench {
         for first in (0..keys).step_by(1000) {
             let base = self.index;
             let batch = self.batch(1000, |_, index| first + index - base - 1);
-            self.store.apply_with(&batch, &|_, _| false).expect("apply");
+            self.store.apply_with(&batch, &|_, _| Wanted::Nothing).expect("apply");
             self.maintain(1000);
         }
         self.wait();
@@ -122,7 +122,7 @@ impl Bench {
                 .batch(batch_len, |rng, _| if rng.random_ratio(1, 10) { rng.random_range(0..1 << 30) } else { rng.random_range(0..keys) });
             making += thread_cpu() - at;
             let at = thread_cpu();
-            let outcomes = self.store.apply_with(&batch, &|ks, key| hub.wants_prev(ks, key)).expect("apply");
+            let outcomes = self.store.apply_with(&batch, &|ks, key| hub.wants(ks, key)).expect("apply");
             applying += thread_cpu() - at;
             let at = thread_cpu();
             for outcome in &outcomes {
@@ -208,7 +208,7 @@ fn main() {
         for _ in 0..CHECKPOINT_BYTES / ENTRY_BYTES / 1000 {
             let batch = bench.batch(1000, |rng, _| rng.random_range(0..keys));
             let start = Instant::now();
-            bench.store.apply_with(&batch, &|_, _| false).expect("apply");
+            bench.store.apply_with(&batch, &|_, _| Wanted::Nothing).expect("apply");
             tail += start.elapsed();
         }
         println!("{keys} keys: opened in {opened:?}, 64 MiB of log applied in {tail:?}");

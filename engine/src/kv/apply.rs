@@ -9,9 +9,10 @@ use super::check::check_command;
 use super::codec::{Rev, State, attached_key, damaged};
 use super::error::{ReadError, StoreError};
 use super::fold::RECORD_OVERHEAD_BYTES;
+use super::known::Known;
 use super::overlay::{self, KeyHash, Overlay, Recent};
 use super::read::{Hit, Layer, Numbers, Span, View};
-use super::store::{ApplyEntry, ApplyOutcome, MemberAttributes};
+use super::store::{ApplyEntry, ApplyOutcome, MemberAttributes, Wanted};
 use super::table::{Rows, Tbl};
 use super::types::{
     Applied, Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, Event, KeyValue, Keyspace, KvError,
@@ -23,8 +24,8 @@ use std::sync::Arc;
 
 /// etcd's bound on a lease's time.
 const LEASE_TTL_S_MAX: i64 = 9_000_000_000;
-/// Whether the pair before a change is wanted with the change's event.
-pub(super) type WantsPrev<'t> = &'t dyn Fn(Keyspace, &Bytes) -> bool;
+/// What is wanted of a change of a key.
+pub(super) type Wants<'t> = &'t dyn Fn(Keyspace, &Bytes) -> Wanted;
 
 /// A request refused, or a store that failed.
 pub(super) enum Stop {
@@ -52,12 +53,14 @@ impl Stop {
 struct Change {
     keyspace: Keyspace,
     main: u64,
+    count: u32,
+    /// Those that are wanted.
     events: Vec<Event>,
 }
 
 impl Change {
     fn next_rev(&self) -> Rev {
-        Rev { main: self.main, sub: u32::try_from(self.events.len()).unwrap_or(u32::MAX) }
+        Rev { main: self.main, sub: self.count }
     }
 }
 
@@ -74,6 +77,7 @@ pub(super) struct Writer<'t> {
     keyspaces: &'t mut [Recent; 2],
     frozen: Option<&'t Overlay>,
     base: &'t Base,
+    known: &'t [Known; 2],
     leases: Tbl<'t>,
     pub(super) attached: Tbl<'t>,
     members: Tbl<'t>,
@@ -82,7 +86,7 @@ pub(super) struct Writer<'t> {
     pub(super) auth_table: Tbl<'t>,
     /// What `auth_table` holds.
     pub(super) auth: Arc<AuthState>,
-    wants_prev: WantsPrev<'t>,
+    wants: Wants<'t>,
 }
 
 /// Inserts, keeping count of the bytes in use.
@@ -107,10 +111,11 @@ impl<'t> Writer<'t> {
         overlay: &'t mut Overlay,
         frozen: Option<&'t Overlay>,
         base: &'t Base,
+        known: &'t [Known; 2],
         state: State,
         alarms: Alarms,
         auth: Arc<AuthState>,
-        wants_prev: WantsPrev<'t>,
+        wants: Wants<'t>,
     ) -> Self {
         // In the order of `PLAIN_TABLES`.
         let [leases, attached, members, alarm_table, auth_table] = overlay.plain.each_mut();
@@ -121,6 +126,7 @@ impl<'t> Writer<'t> {
             keyspaces: &mut overlay.keyspaces,
             frozen,
             base,
+            known,
             leases: table(0, leases),
             attached: table(1, attached),
             members: table(2, members),
@@ -128,7 +134,7 @@ impl<'t> Writer<'t> {
             alarms,
             auth_table: table(4, auth_table),
             auth,
-            wants_prev,
+            wants,
         }
     }
 
@@ -143,7 +149,7 @@ impl<'t> Writer<'t> {
             Some(Command::Put(ks, _) | Command::DeleteRange(ks, _) | Command::Txn(ks, _) | Command::Compact { keyspace: ks, .. }) => *ks,
             _ => Keyspace::User,
         };
-        let mut change = Change { keyspace, main: self.state.revision(keyspace).next().0, events: Vec::new() };
+        let mut change = Change { keyspace, main: self.state.revision(keyspace).next().0, count: 0, events: Vec::new() };
         let mut result = Ok(CommandResponse::Done);
         let skipped = entry.index <= self.state.applied;
         if !skipped {
@@ -162,7 +168,7 @@ impl<'t> Writer<'t> {
             }
             self.state.applied = entry.index;
             self.state.term = entry.term;
-            if !change.events.is_empty() {
+            if change.count != 0 {
                 self.state.keyspaces[keyspace as usize].revision = change.main;
             }
         }
@@ -180,7 +186,6 @@ impl<'t> Writer<'t> {
         match command {
             Command::Put(_, put) => {
                 self.check_put(put, change)?;
-                change.events.reserve_exact(1);
                 self.put(put, change).map(CommandResponse::Op)
             }
             Command::DeleteRange(_, delete) => self.delete_range(delete, change).map(CommandResponse::Op),
@@ -206,7 +211,7 @@ impl<'t> Writer<'t> {
         View {
             layers: [Some(Layer::Own(&self.keyspaces[change.keyspace as usize])), frozen],
             base: &self.base.keyspaces[change.keyspace as usize],
-            revision: if change.events.is_empty() { state.revision } else { change.main },
+            revision: if change.count == 0 { state.revision } else { change.main },
             compact: state.compact,
         }
     }
@@ -227,7 +232,8 @@ impl<'t> Writer<'t> {
     }
 
     fn put(&mut self, put: &PutRequest, change: &mut Change) -> Result<OpResponse, Stop> {
-        let wants_prev = put.prev_kv || (self.wants_prev)(change.keyspace, &put.key);
+        let wanted = (self.wants)(change.keyspace, &put.key);
+        let wants_prev = put.prev_kv || wanted == Wanted::EventAndPrev;
         let hash = KeyHash::of(&put.key);
         // Most puts need no more than numbers of what they supersede.
         let (hit, old) = if wants_prev || put.ignore_value {
@@ -235,7 +241,7 @@ impl<'t> Writer<'t> {
             let old = hit.as_ref().map(Numbers::of_hit);
             (hit, old)
         } else {
-            (None, self.view(change).numbers(&put.key, hash)?)
+            (None, self.view(change).numbers(&put.key, hash, &self.known[change.keyspace as usize])?)
         };
         let rev = change.next_rev();
         let kv = KeyValue {
@@ -252,16 +258,19 @@ impl<'t> Writer<'t> {
                 _ => put.lease,
             },
         };
-        self.log(change.keyspace, rev, false, &kv, old.map(|old| old.rev), hash);
         self.attach(&kv.key, old.map_or(0, |old| old.lease), kv.lease)?;
         let prev_kv = hit.filter(|_| wants_prev).map(|hit| hit.kv);
         let response = OpResponse::Put { prev_kv: prev_kv.clone().filter(|_| put.prev_kv) };
-        change.events.push(Event { delete: false, kv, prev_kv });
+        if wanted != Wanted::Nothing {
+            change.events.push(Event { delete: false, kv: kv.clone(), prev_kv });
+        }
+        change.count += 1;
+        self.log(change.keyspace, rev, false, kv, old.map(|old| old.rev), hash);
         Ok(response)
     }
 
     /// Adds to the history.
-    fn log(&mut self, ks: Keyspace, rev: Rev, delete: bool, kv: &KeyValue, old: Option<Rev>, hash: KeyHash) {
+    fn log(&mut self, ks: Keyspace, rev: Rev, delete: bool, kv: KeyValue, old: Option<Rev>, hash: KeyHash) {
         let change = overlay::Change {
             rev,
             delete,
@@ -269,8 +278,8 @@ impl<'t> Writer<'t> {
             version: kv.version,
             lease: kv.lease,
             prev: old.unwrap_or(Rev::NONE),
-            key: kv.key.clone(),
-            value: kv.value.clone(),
+            key: kv.key,
+            value: kv.value,
         };
         self.keyspaces[ks as usize].push(change, hash);
     }
@@ -291,15 +300,20 @@ impl<'t> Writer<'t> {
 
     fn delete(&mut self, mut old: Hit, change: &mut Change) -> Result<(), StoreError> {
         let rev = change.next_rev();
-        let wants_prev = (self.wants_prev)(change.keyspace, &old.kv.key);
+        let wanted = (self.wants)(change.keyspace, &old.kv.key);
+        let wants_prev = wanted == Wanted::EventAndPrev;
         if wants_prev {
             self.view(change).load(&mut old)?;
         }
         let key = old.kv.key.clone();
         let kv = KeyValue { key, mod_revision: Revision(rev.main), ..KeyValue::default() };
-        self.log(change.keyspace, rev, true, &kv, Some(old.rev), KeyHash::of(&kv.key));
         self.attach(&kv.key, old.kv.lease, 0)?;
-        change.events.push(Event { delete: true, kv, prev_kv: wants_prev.then_some(old.kv) });
+        if wanted != Wanted::Nothing {
+            change.events.push(Event { delete: true, kv: kv.clone(), prev_kv: wants_prev.then_some(old.kv) });
+        }
+        change.count += 1;
+        let hash = KeyHash::of(&kv.key);
+        self.log(change.keyspace, rev, true, kv, Some(old.rev), hash);
         Ok(())
     }
 
@@ -365,7 +379,6 @@ impl<'t> Writer<'t> {
         let mut nested = path.nested.iter();
         let ops = if path.succeeded { &txn.success } else { &txn.failure };
         let mut responses = Vec::with_capacity(ops.len());
-        change.events.reserve(ops.len());
         for op in ops {
             responses.push(match op {
                 TxnOp::Range(range) => OpResponse::Range(self.view(change).range(range).map_err(Stop::from_read)?),

@@ -122,6 +122,10 @@ impl Lookup {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.prefixes.is_empty() && self.ranges.is_empty()
+    }
+
     /// Appends the watchers of a key, each once.
     pub(super) fn find(&self, key: &Bytes, out: &mut Vec<WatchId>) {
         if let Some(ids) = self.exact.get(key) {

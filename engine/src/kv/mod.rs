@@ -15,6 +15,7 @@ mod check;
 mod codec;
 mod error;
 mod fold;
+mod known;
 mod lessor;
 mod lookup;
 mod order;
@@ -33,7 +34,7 @@ pub use check::check_command;
 pub use error::{ReadError, StoreError};
 pub use lessor::Lessor;
 pub use snapshot::{RestoreWriter, SNAPSHOT_CHUNK_BYTES_MAX, SnapshotHeader, SnapshotReader};
-pub use store::{ApplyEntry, ApplyOutcome, EventPage, LeaseInfo, MemberAttributes, Store, StoreSizes};
+pub use store::{ApplyEntry, ApplyOutcome, EventPage, LeaseInfo, MemberAttributes, Store, StoreSizes, Wanted};
 pub use watch::{WatchConfig, WatchHub, WatchId, WatchOutput, WatchRequest};
 
 #[cfg(test)]

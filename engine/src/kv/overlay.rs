@@ -116,7 +116,7 @@ impl KeyHash {
     }
 
     /// What the table takes: it looks at both ends of the number.
-    fn spread(self) -> u64 {
+    pub(super) fn spread(self) -> u64 {
         u64::from(self.0) << 32 | u64::from(self.0)
     }
 }
@@ -232,6 +232,11 @@ impl Recent {
     /// All keys in order, as numbers for [`Self::last_of`] and [`Self::changes_of`].
     pub(super) fn in_order(&self) -> Vec<u32> {
         self.order.all(|place| self.key(place))
+    }
+
+    /// The last change of each key, with the key's hash; in no order, so that nothing that is kept may depend on it.
+    pub(super) fn hashed(&self) -> impl Iterator<Item = (KeyHash, &Change)> {
+        self.places.iter().map(|place| (place.hash, self.last_of(place.at)))
     }
 
     /// A key's last change.

@@ -1,7 +1,7 @@
 //! The store's public face.
 
 use super::alarm::{Alarm, Alarms};
-use super::apply::{WantsPrev, Writer, lease_keys};
+use super::apply::{Wants, Writer, lease_keys};
 use super::auth::AuthState;
 use super::backend::{make_file, open_backend, open_file};
 use super::backup::Refound;
@@ -11,6 +11,7 @@ use super::codec::{
 };
 use super::error::{ReadError, StoreError};
 use super::fold::{Pace, fold};
+use super::known::Known;
 use super::overlay::{Changes, Overlay};
 use super::read::{Layer, View};
 use super::snapshot::{RestoreWriter, SnapshotReader};
@@ -44,6 +45,17 @@ pub struct ApplyEntry {
     pub membership: Option<Bytes>,
 }
 
+/// What somebody wants to know of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nobody asks.
+    Nothing,
+    /// The event.
+    Event,
+    /// The event, with the pair before the change.
+    EventAndPrev,
+}
+
 /// What applying one entry did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApplyOutcome {
@@ -53,7 +65,7 @@ pub struct ApplyOutcome {
     pub applied: Applied,
     /// The key space that `applied.revision` and `events` belong to.
     pub keyspace: Keyspace,
-    /// The changes, all of revision `applied.revision`, in order; `prev_kv` is filled where it was wanted.
+    /// The changes, all of revision `applied.revision`, in order, as far as they were wanted.
     pub events: Vec<Event>,
     /// The entry had been applied before: nothing was done, and the answer is lost.
     pub skipped: bool,
@@ -104,6 +116,8 @@ struct Layers {
     frozen: Option<Arc<RwLock<Overlay>>>,
     /// The file as of the last checkpoint.
     base: Arc<Base>,
+    /// Some of what is in it.
+    known: Arc<[Known; 2]>,
     /// The numbers as of the last batch. Versions in `recent` that are later belong to a batch under way.
     state: State,
     alarms: Alarms,
@@ -155,7 +169,7 @@ impl Inner {
         let base = Arc::new(Base::open(&self.db)?);
         let _turn = lock(&self.writer);
         self.auth_mark.store(auth.mark(), Ordering::Release);
-        *lock(&self.layers) = Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth, membership };
+        *lock(&self.layers) = Layers { recent: Arc::default(), frozen: None, base, known: Arc::default(), state, alarms, auth, membership };
         self.recent_bytes.store(0, Ordering::Relaxed);
         Ok(())
     }
@@ -237,7 +251,7 @@ impl Store {
             folding: Mutex::new(()),
             awaited: AtomicUsize::new(0),
             writer: Mutex::new(()),
-            layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth: Arc::new(auth), membership }),
+            layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, known: Arc::default(), state, alarms, auth: Arc::new(auth), membership }),
             recent_bytes: AtomicUsize::new(0),
             frozen_bytes: AtomicUsize::new(0),
             restoring: AtomicBool::new(false),
@@ -310,12 +324,12 @@ impl Store {
     /// Entries at or below the applied index are skipped; one outcome for each entry. All events have the pair
     /// before the change.
     pub fn apply(&self, batch: &[ApplyEntry]) -> Result<Vec<ApplyOutcome>, StoreError> {
-        self.apply_with(batch, &|_, _| true)
+        self.apply_with(batch, &|_, _| Wanted::EventAndPrev)
     }
 
-    /// The same, with the pair before the change for those keys only for which `wants_prev` says so: a value
+    /// The same, with events, and the pairs before the changes, for those keys only for which `wants` says so: a value
     /// that nobody asks for need not be read.
-    pub fn apply_with(&self, batch: &[ApplyEntry], wants_prev: &dyn Fn(Keyspace, &Bytes) -> bool) -> Result<Vec<ApplyOutcome>, StoreError> {
+    pub fn apply_with(&self, batch: &[ApplyEntry], wants: &dyn Fn(Keyspace, &Bytes) -> Wanted) -> Result<Vec<ApplyOutcome>, StoreError> {
         let mut applied = self.applied().0;
         for entry in batch {
             if entry.index > applied.next() {
@@ -323,16 +337,16 @@ impl Store {
             }
             applied = applied.max(entry.index);
         }
-        self.write(wants_prev, |writer| batch.iter().map(|entry| writer.apply(entry)).collect())
+        self.write(wants, |writer| batch.iter().map(|entry| writer.apply(entry)).collect())
     }
 
     /// Runs `f` on the state in memory; what it did is seen once it is done.
-    fn write<R>(&self, wants_prev: WantsPrev<'_>, f: impl FnOnce(&mut Writer<'_>) -> Result<R, StoreError>) -> Result<R, StoreError> {
+    fn write<R>(&self, wants: Wants<'_>, f: impl FnOnce(&mut Writer<'_>) -> Result<R, StoreError>) -> Result<R, StoreError> {
         let _turn = self.take_turn()?;
         let layers = lock(&self.inner.layers).clone();
         let frozen = layers.frozen.as_deref().map(read_lock);
         let mut recent = write_lock(&layers.recent);
-        let mut writer = Writer::open(&mut recent, frozen.as_deref(), &layers.base, layers.state, layers.alarms, layers.auth, wants_prev);
+        let mut writer = Writer::open(&mut recent, frozen.as_deref(), &layers.base, &layers.known, layers.state, layers.alarms, layers.auth, wants);
         // Until it is done, so that an error or a panic in the midst leaves it so.
         self.inner.broken.store(true, Ordering::Release);
         let result = f(&mut writer)?;
@@ -408,9 +422,11 @@ impl Store {
             .and_then(|folded| Ok((folded, Arc::new(Base::open(&self.inner.db)?))));
         let (folded, base) = folded.inspect_err(|_| self.inner.broken.store(true, Ordering::Release))?;
         drop(ManuallyDrop::into_inner(open));
+        let known = Arc::new(read_lock(&overlay).keyspaces.each_ref().map(Known::of));
         let _turn = lock(&self.inner.writer);
         let mut layers = lock(&self.inner.layers);
         layers.base = base;
+        layers.known = known;
         layers.frozen = None;
         self.inner.frozen_bytes.store(0, Ordering::Relaxed);
         // Applying went on meanwhile.
@@ -602,7 +618,7 @@ impl Store {
     pub fn refound(&self, refound: &Refound) -> Result<(Index, Term), StoreError> {
         let (index, term) = self.applied();
         let entry = ApplyEntry { index: index.next(), term: term.next(), command: None, membership: Some(refound.membership.clone()) };
-        self.write(&|_, _| false, |writer| {
+        self.write(&|_, _| Wanted::Nothing, |writer| {
             writer.apply(&entry)?;
             writer.refound(refound.bump_revision, refound.mark_compacted)
         })?;

@@ -7,7 +7,7 @@
 
 use super::error::{ReadError, StoreError};
 use super::lookup::Lookup;
-use super::store::Store;
+use super::store::{Store, Wanted};
 use super::types::{Event, Keyspace};
 use crate::types::Revision;
 use bytes::Bytes;
@@ -239,16 +239,21 @@ impl WatchHub {
         true
     }
 
-    /// Whether a watcher in step wants to see the pair before a change of this key; what [`Store::apply_with`]
+    /// What watchers in step may want to see of a change of this key; what [`Store::apply_with`]
     /// asks. Those that lag get it out of the history.
     #[must_use]
-    pub fn wants_prev(&self, keyspace: Keyspace, key: &Bytes) -> bool {
+    pub fn wants(&self, keyspace: Keyspace, key: &Bytes) -> Wanted {
+        let synced = &self.sides[keyspace as usize].synced;
+        if synced.is_empty() {
+            return Wanted::Nothing;
+        }
         if self.prev_kvs == 0 {
-            return false;
+            return Wanted::Event;
         }
         let mut interested = Vec::new();
-        self.sides[keyspace as usize].synced.find(key, &mut interested);
-        interested.iter().any(|id| self.watchers.get(id).is_some_and(|watcher| watcher.request.prev_kv))
+        synced.find(key, &mut interested);
+        let prev = interested.iter().any(|id| self.watchers.get(id).is_some_and(|watcher| watcher.request.prev_kv));
+        if prev { Wanted::EventAndPrev } else { Wanted::Event }
     }
 
     fn announce(ready: &mut VecDeque<WatchId>, id: WatchId, watcher: &mut Watcher) {
@@ -259,7 +264,7 @@ impl WatchHub {
     }
 
     /// Tells of one applied command: call it for every outcome of [`Store::apply_with`] (with
-    /// [`Self::wants_prev`]) that was not skipped, in
+    /// [`Self::wants`]) that was not skipped, in
     /// order, whether it has events or not.
     pub fn on_events(&mut self, keyspace: Keyspace, revision: Revision, events: &[Event]) {
         let side = &mut self.sides[keyspace as usize];

@@ -10,6 +10,7 @@ use crate::kv::{ApplyEntry, ApplyOutcome, MemberAttributes, StoreError};
 use crate::raft::{ConfChange, Membership};
 use crate::types::{Entry, EntryKind, Index, NodeId, Term, Time};
 use crate::wal::{LogBatch, SnapshotMark};
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// Entries in one store transaction.
@@ -51,7 +52,8 @@ impl<I: Io> MemberCore<I> {
         let mut batch = Vec::new();
         let mut effects = Vec::new();
         let mut bytes = 0;
-        let mut membership = self.membership.clone();
+        // Copied for the first change of it.
+        let mut membership = Cow::Borrowed(&self.membership);
         while let Some(entry) = self.to_apply.front() {
             let length = size(entry) as usize;
             if !batch.is_empty() && (batch.len() >= BATCH_ENTRIES_MAX || bytes + length > BATCH_BYTES_MAX) {
@@ -77,7 +79,7 @@ impl<I: Io> MemberCore<I> {
         let terms: Vec<_> = batch.iter().map(|e| e.term).collect();
         let outcomes = self
             .store
-            .apply_with(&batch, &|ks, key| self.hub.wants_prev(ks, key))
+            .apply_with(&batch, &|ks, key| self.hub.wants(ks, key))
             .map_err(|e| format!("apply up to entry {index}: {e}"))?;
         if outcomes.len() != effects.len() {
             return Err(format!("the store answered {} of {} entries", outcomes.len(), effects.len()));
@@ -239,7 +241,7 @@ impl<I: Io> MemberCore<I> {
     }
 }
 
-fn decode(entry: &Entry, membership: &mut Membership) -> Result<(ApplyEntry, Effect), String> {
+fn decode(entry: &Entry, membership: &mut Cow<'_, Membership>) -> Result<(ApplyEntry, Effect), String> {
     let mut item = ApplyEntry { index: entry.index, term: entry.term, command: None, membership: None };
     let effect = match entry.kind {
         EntryKind::Noop => Effect::None,
@@ -250,7 +252,7 @@ fn decode(entry: &Entry, membership: &mut Membership) -> Result<(ApplyEntry, Eff
                 Ok(next) => {
                     let bytes = postcard::to_allocvec(&next).map_err(|e| format!("encode membership: {e}"))?;
                     item.membership = Some(bytes.into());
-                    *membership = next.clone();
+                    *membership = Cow::Owned(next.clone());
                     Effect::Members(Some(next))
                 }
                 Err(_) => Effect::Members(None),
