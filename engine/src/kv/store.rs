@@ -251,7 +251,16 @@ impl Store {
             folding: Mutex::new(()),
             awaited: AtomicUsize::new(0),
             writer: Mutex::new(()),
-            layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, known: Arc::default(), state, alarms, auth: Arc::new(auth), membership }),
+            layers: Mutex::new(Layers {
+                recent: Arc::default(),
+                frozen: None,
+                base,
+                known: Arc::default(),
+                state,
+                alarms,
+                auth: Arc::new(auth),
+                membership,
+            }),
             recent_bytes: AtomicUsize::new(0),
             frozen_bytes: AtomicUsize::new(0),
             restoring: AtomicBool::new(false),
@@ -346,7 +355,8 @@ impl Store {
         let layers = lock(&self.inner.layers).clone();
         let frozen = layers.frozen.as_deref().map(read_lock);
         let mut recent = write_lock(&layers.recent);
-        let mut writer = Writer::open(&mut recent, frozen.as_deref(), &layers.base, &layers.known, layers.state, layers.alarms, layers.auth, wants);
+        let mut writer =
+            Writer::open(&mut recent, frozen.as_deref(), &layers.base, &layers.known, layers.state, layers.alarms, layers.auth, wants);
         // Until it is done, so that an error or a panic in the midst leaves it so.
         self.inner.broken.store(true, Ordering::Release);
         let result = f(&mut writer)?;
