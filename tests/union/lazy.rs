@@ -222,7 +222,8 @@ fn stores_through_mappings_stay_with_what_was_below() {
         stack.mount_with(&format!(",lazy-cpup=1M{transport}"));
         let path = stack.mnt().join("file");
         // Across the edges of pages and blocks, and the last bytes.
-        for (word, places) in [("NEW", [0, 4094, 131_070, 1 << 20, (3 << 20) - 3]), ("TOO", [1, 131_071, 200_000, 2 << 20, (3 << 20) - 4])] {
+        for (word, places) in [("NEW", [0, 4094, 131_070, 1 << 20, (3 << 20) - 3]), ("TOO", [1, 131_071, 200_000, 2 << 20, (3 << 20) - 4])]
+        {
             run(command(["python3", "-c", STORE]).arg(&path).arg(word).args(places.map(|place: usize| place.to_string())));
             for place in places {
                 model[place..place + 3].copy_from_slice(word.as_bytes());

@@ -190,6 +190,8 @@ impl LazyFiles {
                 }
                 Ok(true) => {}
                 Err(Unflushed::YetTo(e)) => {
+                    tracing::warn!(error = %e, branch = lazy.slot.source.label(), inode = lazy.id.1, "what was written to a file of which not \
+                        all was copied up is not safe yet; it is tried again");
                     lock(&self.dirty).files.insert(lazy.id, Arc::clone(lazy));
                     return Err(e);
                 }
@@ -207,7 +209,7 @@ impl LazyFiles {
     pub(in crate::union) fn flush_all(&self) {
         let dirty: Vec<_> = lock(&self.dirty).files.values().cloned().collect();
         for lazy in dirty {
-            // It latches, and is logged.
+            // It latches, or is tried again, and is logged.
             let _ = self.flush(&lazy, None, true);
         }
     }
