@@ -47,6 +47,8 @@ impl Union {
                 self.set_slots(slots)?;
                 slot.set_gone();
                 lock(&self.files).clear();
+                // What was written since: the branch may come again.
+                self.lazy.flush_all();
                 self.lazy.close_lowers();
                 slot.close(self.config.layout);
                 return Ok(());
