@@ -205,3 +205,51 @@ fn fsx_finds_no_mismatch_in_lazy_copies() {
         assert_eq!(fingerprint(&stack.lower()), before, "the read-only branch changed");
     }
 }
+
+/// Stores through shared mappings of the mount, at the file's places that `python3` is told, and no write(2) at all.
+#[test]
+fn stores_through_mappings_stay_with_what_was_below() {
+    const STORE: &str = "import mmap, os, sys\n\
+        fd = os.open(sys.argv[1], os.O_RDWR)\n\
+        m = mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)\n\
+        for place in sys.argv[3:]:\n    m[int(place):int(place) + 3] = sys.argv[2].encode()\n\
+        m.flush()\n";
+    for transport in [",noio_uring", ",noio_uring,writeback", ",io_uring", ",noio_uring,passthrough"] {
+        let stack = Stack::new(System::Ours);
+        let mut model: Vec<u8> = (0..3 << 20).map(|i: u32| (i / 3 % 251) as u8).collect();
+        fs::write(stack.lower().join("file"), &model).expect("write below");
+        let before = fingerprint(&stack.lower());
+        stack.mount_with(&format!(",lazy-cpup=1M{transport}"));
+        let path = stack.mnt().join("file");
+        // Across the edges of pages and blocks, and the last bytes.
+        for (word, places) in [("NEW", [0, 4094, 131_070, 1 << 20, (3 << 20) - 3]), ("TOO", [1, 131_071, 200_000, 2 << 20, (3 << 20) - 4])]
+        {
+            run(command(["python3", "-c", STORE]).arg(&path).arg(word).args(places.map(|place: usize| place.to_string())));
+            for place in places {
+                model[place..place + 3].copy_from_slice(word.as_bytes());
+            }
+            assert!(fs::read(&path).expect("read") == model, "{transport}, {word}");
+        }
+        assert!(stack.upper().join("file").metadata().expect("the copy").blocks() < 2 * (1 << 10), "{transport}: all was copied");
+        stack.unmount();
+        stack.mount_with(transport);
+        assert!(fs::read(&path).expect("read") == model, "{transport}, mounted anew");
+        assert_eq!(fingerprint(&stack.lower()), before, "the read-only branch changed");
+    }
+}
+
+/// Neither a listing of attributes nor a copy with all of them shows what a lazy copy carries.
+#[test]
+fn copies_with_all_attributes_are_ordinary_files() {
+    let stack = huge();
+    stack.mount_with(",lazy-cpup=1G");
+    let path = stack.mnt().join("huge");
+    OpenOptions::new().write(true).open(&path).expect("open").write_all_at(b"ST", 0).expect("write");
+    assert_eq!(run(command(["getfattr", "-d", "-m", "-", "--absolute-names"]).arg(&path)), "");
+    let copy = stack.mnt().join("copy");
+    run(command(["cp", "-a", "--sparse=always"]).args([&path, &copy]));
+    let file = File::open(stack.upper().join("copy")).expect("open the copy in its branch");
+    assert_eq!((at(&file, 0, 5), at(&file, HUGE / 2, 6)), (b"STart".to_vec(), b"middle".to_vec()));
+    assert_eq!(run(command(["getfattr", "-d", "-m", "lazy", "--absolute-names"]).arg(stack.upper().join("copy"))), "");
+    assert!(!run(command(["getfattr", "-d", "-m", "lazy", "--absolute-names"]).arg(stack.upper().join("huge"))).is_empty());
+}

@@ -3,10 +3,13 @@
 use super::Res;
 use super::branch::{At, Open};
 use super::core::Union;
-use super::lazy::LazyFile;
+use super::lazy::{Lazy, LazyFile};
 use super::names::is_private_xattr;
+use super::node::Node;
+use super::slot::Slot;
 use crate::fop::{Attr, Errno, FileKind, SetAttr, StatFs};
 use std::collections::HashSet;
+use std::sync::Arc;
 
 impl Union {
     /// chmod, chown, truncate, utimes. `kill_priv`: a truncation takes set-id bits away.
@@ -28,8 +31,7 @@ impl Union {
         }
         // What is cut off need not be copied.
         self.make_writable(&node, set.size.unwrap_or(u64::MAX))?;
-        let lazy = if set.size.is_some() { node.file()?.lazy.clone().filter(|lazy| !lazy.is_done()) } else { None };
-        self.with_object(&node, |slot, at| {
+        self.with_still(&node, |slot, at, lazy| {
             let mut set = set.clone();
             if kill_priv && set.size.is_some() && set.mode.is_none() {
                 set.mode = without_set_id(slot.branch.stat(at)?.mode);
@@ -37,10 +39,14 @@ impl Union {
             match (lazy, set.size) {
                 (Some(lazy), Some(size)) => {
                     let copy = slot.branch.open(at, Open::Write)?;
-                    let file = LazyFile { node: &node, lazy: &lazy, copy: &copy };
+                    let file = LazyFile { node: &node, lazy, copy: &copy };
                     self.lazy_truncate(file, size, || slot.branch.set_attr(At::Open(&copy), &set))
                 }
-                _ => slot.branch.set_attr(at, &set),
+                (Some(lazy), None) => {
+                    let _still = lazy.still();
+                    slot.branch.set_attr(at, &set)
+                }
+                (None, _) => slot.branch.set_attr(at, &set),
             }
         })?;
         self.attr_of(&node)
@@ -101,13 +107,28 @@ impl Union {
         self.change_xattr(ino, name, |slot, at| slot.branch.remove_xattr(at, name))
     }
 
-    fn change_xattr(&self, ino: u64, name: &[u8], change: impl FnOnce(&super::slot::Slot, At<'_>) -> Res<()>) -> Res<()> {
+    fn change_xattr(&self, ino: u64, name: &[u8], change: impl FnOnce(&Slot, At<'_>) -> Res<()>) -> Res<()> {
         if is_private_xattr(name) {
             return Err(Errno::EPERM);
         }
         let node = self.table.get(ino)?;
         self.make_writable(&node, u64::MAX)?;
-        self.with_object(&node, change)
+        self.with_still(&node, |slot, at, lazy| {
+            let _still = lazy.map(|lazy| lazy.still());
+            change(slot, at)
+        })
+    }
+
+    /// Runs `f` on any object where it lies, with what is to be known of it there if it is a lazy copy: whose completion puts attributes back.
+    fn with_still<T>(&self, node: &Arc<Node>, f: impl FnOnce(&Slot, At<'_>, Option<&Arc<Lazy>>) -> Res<T>) -> Res<T> {
+        if node.is_dir() {
+            return self.with_object(node, |slot, at| f(slot, at, None));
+        }
+        let file = node.file()?;
+        if file.slot.is_gone() {
+            return Err(Errno::ESTALE);
+        }
+        f(&file.slot, file.spot.at(), file.lazy.as_ref().filter(|lazy| !lazy.is_done()))
     }
 
     /// statfs(2): of the first branch, or of all file systems together (`sum`).

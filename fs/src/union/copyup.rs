@@ -6,7 +6,7 @@
 use super::Res;
 use super::branch::{At, Handle, New, Open, Stat};
 use super::core::{ATTEMPTS_MAX, OpenFile, Union, plain_layer};
-use super::lazy::{How, Lazy};
+use super::lazy::{How, Lazy, lacks_xattr_room};
 use super::names::{XATTR_DEVICE, is_private_xattr};
 use super::node::{DirState, Marks, Name, Node, Spot, lock};
 use super::policy::Candidate;
@@ -157,10 +157,25 @@ impl Union {
             self.ensure_layer(parent, &target)?;
             let together = stat.nlink > 1;
             let keeps_number = !together || self.config.plink;
+            let mut coming = Some(self.lazy.coming());
             let how = self.how_to_copy(node, Some((parent, name)), (&slot, &spot, &stat), &target, keep)?;
-            let wanted = Wanted { keep, number: keeps_number.then_some(node.ino), data: Some((node, &how)) };
-            let copy = self.copy_to_work(&slot, spot.at(), &stat, &target, &wanted)?;
+            let lazily = matches!(how, How::Lazily(_));
+            let copy = |how| {
+                let wanted = Wanted { keep, number: keeps_number.then_some(node.ino), data: Some((node, how)) };
+                self.copy_to_work(&slot, spot.at(), &stat, &target, &wanted)
+            };
+            if !lazily {
+                coming = None;
+            }
+            let mut copied = copy(&how);
+            // The mark may leave no room for the file's own attributes.
+            if lazily && copied.as_ref().is_err_and(|e| lacks_xattr_room(*e)) {
+                coming = None;
+                copied = copy(&How::Whole);
+            }
+            let copy = copied?;
             let placed = self.place_copy(node, parent, name, &stat, &target, &copy);
+            drop(coming);
             if let Ok(true) = placed {
                 return Ok(());
             }
@@ -259,7 +274,7 @@ impl Union {
                 branch.set_xattr(at, XATTR_DEVICE, b"y", 0)?;
             }
             if let Some(number) = wanted.number {
-                self.numbers.carry(&**branch, at, &made, number)?;
+                self.numbers.carry(&**branch, at, &made, number, lazy.is_some())?;
             }
             let times = SetAttr { atime: Some(stat.atime), mtime: Some(stat.mtime), ..SetAttr::default() };
             branch.set_attr(at, &times)?;

@@ -266,10 +266,19 @@ impl Union {
             // This name is good now; the one that was known may be gone behind our back.
             let moved = !known.spot.is_same(&f.spot);
             let marked = known.lazy.is_none() && f.lazy.is_some();
+            // Its branch was taken away, and came again.
+            let returned = known.slot.is_gone();
             drop(known);
-            if moved || marked {
+            if moved || marked || returned {
                 let mut known = node.file_mut()?;
                 known.spot = f.spot.clone();
+                if known.slot.is_gone() {
+                    known.slot = Arc::clone(&f.slot);
+                    known.lazy.clone_from(&f.lazy);
+                }
+                if marked || returned {
+                    lock(&self.files).remove(number);
+                }
                 if known.lazy.is_none() && known.id == f.stat.id {
                     known.lazy.clone_from(&f.lazy);
                 }
@@ -297,7 +306,16 @@ impl Union {
             }
             let unchanged = same(&known.layers, &d.layers) && known.limit == d.limit && known.epoch == epoch;
             let reshaped = !unchanged && known.epoch == epoch;
+            // Another union has copied something up into it.
+            let purer = unchanged && known.layers.iter().zip(&d.layers).any(|(k, l)| l.marks.impure && !k.marks.impure);
             drop(known);
+            if purer {
+                let mut known = node.dir_mut()?;
+                let there = |id| d.layers.iter().any(|l| l.id == id && l.marks.impure);
+                for layer in known.layers.iter_mut().filter(|k| !k.marks.impure && there(k.id)) {
+                    layer.marks = Arc::new(Marks { impure: true, ..Marks::clone(&layer.marks) });
+                }
+            }
             if reshaped {
                 self.note_reshaped();
             }

@@ -23,6 +23,7 @@ impl Union {
             }
             BranchChange::Modify { label, perm } => {
                 let slot = named(&slots, &label)?;
+                let _none = self.lazy.none_comes();
                 if perm.writable() && !slot.writable() {
                     // What is written to it would show in what was not copied up from it.
                     self.check_not_needed(&slot)?;
@@ -38,6 +39,7 @@ impl Union {
                 if slots.len() == 1 {
                     return Err(UnionError::NoBranches);
                 }
+                let _none = self.lazy.none_comes();
                 self.check_idle(&slot)?;
                 self.check_not_needed(&slot)?;
                 self.lazy.flush_all();
@@ -45,6 +47,9 @@ impl Union {
                 self.set_slots(slots)?;
                 slot.set_gone();
                 lock(&self.files).clear();
+                // What was written since: the branch may come again.
+                self.lazy.flush_all();
+                self.lazy.close_lowers();
                 slot.close(self.config.layout);
                 return Ok(());
             }

@@ -15,6 +15,9 @@ use std::sync::{Mutex, PoisonError, RwLock};
 const INDEX_SHIFT: u32 = 56;
 /// The index that numbers made up here have.
 const MADE_UP: u64 = 0xff;
+/// Behind the number of what was copied up without its data, so that only such files are asked for a mark. It goes with whoever copies a file
+/// with its attributes.
+const LAZILY: &[u8] = b".lazy";
 
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
@@ -29,6 +32,8 @@ pub(super) struct Numbers {
 pub(super) struct Carried {
     /// `None`: it was written for another object.
     pub(super) number: Option<u64>,
+    /// It was copied up without its data: it may have a mark that says where that is.
+    pub(super) lazily: bool,
 }
 
 impl Numbers {
@@ -73,16 +78,20 @@ impl Numbers {
     /// The number that an object carries; `None` when it carries none at all.
     pub(super) fn carried(&self, branch: &dyn Branch, at: At<'_>, own: u64, id: ObjectId) -> Res<Option<Carried>> {
         match branch.get_xattr(at, XATTR_NUMBER) {
-            Ok(value) => Ok(Some(Carried { number: parse(&value, own) })),
+            Ok(value) => Ok(Some(Carried { number: parse(&value, own), lazily: value.ends_with(LAZILY) })),
             Err(Errno::ENODATA) => Ok(None),
-            Err(Errno::EOPNOTSUPP) => Ok(lock(&self.carried).get(&id).map(|number| Carried { number: Some(*number) })),
+            Err(Errno::EOPNOTSUPP) => Ok(lock(&self.carried).get(&id).map(|number| Carried { number: Some(*number), lazily: false })),
             Err(e) => Err(e),
         }
     }
 
-    /// Lets an object carry a number.
-    pub(super) fn carry(&self, branch: &dyn Branch, at: At<'_>, stat: &Stat, number: u64) -> Res<()> {
-        match branch.set_xattr(at, XATTR_NUMBER, format(number, stat.ino).as_bytes(), 0) {
+    /// Lets an object carry a number, and the word that it was copied up without its data.
+    pub(super) fn carry(&self, branch: &dyn Branch, at: At<'_>, stat: &Stat, number: u64, lazily: bool) -> Res<()> {
+        let mut value = format(number, stat.ino).into_bytes();
+        if lazily {
+            value.extend(LAZILY);
+        }
+        match branch.set_xattr(at, XATTR_NUMBER, &value, 0) {
             Err(Errno::EOPNOTSUPP) => {
                 lock(&self.carried).insert(stat.id, number);
                 Ok(())
@@ -92,12 +101,25 @@ impl Numbers {
     }
 }
 
+/// What was copied up without its data has all of it now.
+pub(super) fn carry_plainly(branch: &dyn Branch, at: At<'_>, own: u64) -> Res<()> {
+    match branch.get_xattr(at, XATTR_NUMBER) {
+        Ok(value) => match parse(&value, own) {
+            Some(number) if value.ends_with(LAZILY) => branch.set_xattr(at, XATTR_NUMBER, format(number, own).as_bytes(), 0),
+            _ => Ok(()),
+        },
+        Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
 pub(super) fn format(number: u64, own: u64) -> String {
     format!("{number:016x}.{own:016x}")
 }
 
 /// The number in an attribute's value, if it was written for the object that carries it.
 pub(super) fn parse(value: &[u8], own: u64) -> Option<u64> {
+    let value = value.strip_suffix(LAZILY).unwrap_or(value);
     let (number, carrier) = std::str::from_utf8(value).ok()?.split_once('.')?;
     let hex = |text: &str| (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok()).flatten();
     (hex(carrier)? == own).then(|| hex(number)).flatten().filter(|n| *n > ROOT_INO)
@@ -111,6 +133,7 @@ mod tests {
     fn a_number_counts_only_where_it_was_written() {
         assert_eq!(parse(format(77, 5).as_bytes(), 5), Some(77));
         assert_eq!(parse(format(77, 5).as_bytes(), 6), None);
+        assert_eq!(parse(&[format(77, 5).as_bytes(), LAZILY].concat(), 5), Some(77));
         assert_eq!(parse(b"77.5", 5), None);
         assert_eq!(parse(b"", 5), None);
     }

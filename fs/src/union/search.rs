@@ -4,7 +4,7 @@
 use super::Res;
 use super::branch::{At, Handle, Open, Stat};
 use super::core::Union;
-use super::lazy::Lazy;
+use super::lazy::{self, Lazy};
 use super::names::{OPAQUE, XATTR_DEVICE, XATTR_IMPURE, XATTR_NUMBER, XATTR_REDIRECT, is_private, overlay_word, whiteout};
 use super::node::{Layer, Marks, Spot};
 use super::numbers;
@@ -201,8 +201,12 @@ impl Union {
             return Ok(plink);
         }
         let spot = Spot::Name(layer.dir.clone(), name.into());
-        // Each lazy copy carries a number.
-        let lazy = if carried.is_some() { self.lazy_of(slot, at, &stat)? } else { None };
+        // One that somebody moved into a directory that looks as if nothing was copied up into it.
+        let moved = || -> Res<bool> {
+            let ask = !layer.marks.impure && lazy::may_lack_data(&stat);
+            Ok(ask && self.numbers.carried(&*slot.branch, at, stat.ino, stat.id)?.is_some_and(|c| c.lazily))
+        };
+        let lazy = if carried.is_some_and(|c| c.lazily) || moved()? { self.lazy_of(slot, at, &stat)? } else { None };
         if let Some(lazy) = &lazy {
             stat.blocks = lazy.blocks(&stat);
         }

@@ -30,27 +30,11 @@ impl<'a> LazyFile<'a> {
 
     /// Reads the bitmap, when it was not read yet.
     fn load(self, state: &mut State) -> Res<()> {
-        let lazy = self.lazy;
         if state.maps.is_some() || state.limit == 0 {
             return Ok(());
         }
-        Union::usable(self.node, lazy)?;
-        let blocks = lazy.mark.size.div_ceil(lazy.mark.block);
-        let mut bytes = vec![0; usize::try_from(bytes_for(blocks)).map_err(|_| Errno::EFBIG)?];
-        let branch = self.branch();
-        let read = branch
-            .open(At::Name(&lazy.slot.root, LAZY), Open::Path)
-            .and_then(|dir| branch.open(At::Name(&dir, &lazy.mark.bitmap()), Open::Read))
-            .and_then(|file| branch.read(&file, 0, &mut bytes));
-        match read {
-            Ok(n) if n == bytes.len() => {}
-            Ok(_) => return Err(lost_bitmap(self.node, lazy, "is too short")),
-            Err(Errno::ENOENT) => return Err(lost_bitmap(self.node, lazy, "is gone")),
-            Err(e) => return Err(e),
-        }
-        let ours = Bits::new(bytes);
-        let missing = ours.missing(state.limit.div_ceil(lazy.mark.block));
-        state.maps = Some(Maps { durable: ours.clone(), ours, missing });
+        Union::usable(self.node, self.lazy)?;
+        state.maps = Some(self.lazy.read_maps(state.limit)?.map_err(|why| lost_bitmap(self.node, self.lazy, why))?);
         Ok(())
     }
 
@@ -73,6 +57,40 @@ impl<'a> LazyFile<'a> {
 
     fn block(self) -> u64 {
         self.lazy.mark.block
+    }
+}
+
+impl Lazy {
+    /// Reads the bitmap; why it cannot be used.
+    fn read_maps(&self, limit: u64) -> Res<Result<Maps, &'static str>> {
+        let mut bytes = vec![0; usize::try_from(bytes_for(self.mark.size.div_ceil(self.mark.block))).map_err(|_| Errno::EFBIG)?];
+        let branch = self.branch();
+        let read = branch
+            .open(At::Name(&self.slot.root, LAZY), Open::Path)
+            .and_then(|dir| branch.open(At::Name(&dir, &self.mark.bitmap()), Open::Read))
+            .and_then(|file| branch.read(&file, 0, &mut bytes));
+        match read {
+            Ok(n) if n == bytes.len() => {}
+            Ok(_) => return Ok(Err("is too short")),
+            Err(Errno::ENOENT) => return Ok(Err("is gone")),
+            Err(e) => return Err(e),
+        }
+        let ours = Bits::new(bytes);
+        let missing = ours.missing(limit.div_ceil(self.mark.block));
+        Ok(Ok(Maps { durable: ours.clone(), ours, missing }))
+    }
+
+    /// Its bitmap is about to go: what it says is kept, for whoever has the file open.
+    pub(super) fn remember(&self) -> Res<()> {
+        let mut state = self.state_mut();
+        if state.maps.is_none()
+            && state.limit > 0
+            && self.broken.is_none()
+            && let Ok(maps) = self.read_maps(state.limit)?
+        {
+            state.maps = Some(maps);
+        }
+        Ok(())
     }
 }
 
@@ -205,12 +223,17 @@ impl Union {
             Self::usable(file.node, file.lazy)?;
         }
         file.lower_mark(&mut state)?;
-        set()?;
+        let done = set();
+        // It is several changes, and the size may have been one that succeeded.
+        let size = match done {
+            Ok(()) => size,
+            Err(_) => file.branch().stat(At::Open(file.copy)).map_or(u64::MAX, |stat| stat.size),
+        };
         if size >= state.limit {
-            return Ok(());
+            return done;
         }
         state.cut(size, file.block());
-        file.lower_mark(&mut state)?;
+        done.and(file.lower_mark(&mut state))?;
         if size == 0 {
             file.lazy.become_ordinary(&mut state, file.copy);
         } else if state.is_whole() {
@@ -231,7 +254,8 @@ impl Union {
                 // No file system is bound to know its holes.
                 Err(_) => at,
             };
-            let end = self.lazy_seek(file, at, SEEK_HOLE).unwrap_or(size).min(size);
+            // Somebody may have made a hole here since.
+            let end = self.lazy_seek(file, at, SEEK_HOLE).ok().filter(|end| *end > at).unwrap_or(size).min(size);
             let want = usize::try_from(end.saturating_sub(at).min(STEP_BYTES_MAX)).expect("a step");
             let got = self.lazy_read(file, at, &mut buf[..want])?;
             if got == 0 {

@@ -5,12 +5,13 @@ use super::super::branch::{At, Handle, Open};
 use super::super::core::Union;
 use super::super::names::{LAZY, XATTR_LAZY};
 use super::super::node::lock;
+use super::super::numbers;
 use super::super::slot::Slot;
+use super::bits::Ranges;
 use super::data::LazyFile;
 use super::mark::Mark;
-use super::{DIRTY_FILES_MAX, Lazy, LazyFiles, PENDING_BLOCKS_MAX, State};
+use super::{DIRTY_FILES_MAX, Lazy, LazyFiles, PENDING_BLOCKS_MAX, STEP_BYTES_MAX, State};
 use crate::fop::Errno;
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,6 +35,21 @@ impl LazyFile<'_> {
     }
 }
 
+/// Why bits did not reach the disk.
+enum Unflushed {
+    /// A sync failed: what the disk has is not known.
+    ForGood(Errno),
+    /// They are pending again.
+    YetTo(Errno),
+}
+
+/// A full disk, or one's share of it.
+pub(super) fn is_no_room(e: Errno) -> bool {
+    /// "Disk quota exceeded".
+    const EDQUOT: Errno = Errno(122);
+    e == Errno::ENOSPC || e == EDQUOT
+}
+
 impl Lazy {
     fn write_mark(&self, copy: &Handle, limit: u64) -> Res<()> {
         let mark = Mark { limit, ..self.mark.clone() };
@@ -41,49 +57,60 @@ impl Lazy {
     }
 
     /// The bytes that hold these blocks' bits, in stretches.
-    fn stretches(blocks: &BTreeSet<u64>) -> Vec<Range<usize>> {
+    fn stretches(blocks: &Ranges) -> Vec<Range<usize>> {
         let mut out: Vec<Range<usize>> = Vec::new();
-        for byte in blocks.iter().filter_map(|k| usize::try_from(k / 8).ok()) {
+        for range in blocks.iter() {
+            let (Ok(start), Ok(end)) = (usize::try_from(range.start / 8), usize::try_from(range.end.div_ceil(8))) else { continue };
             match out.last_mut() {
-                Some(last) if byte < last.end + GAP_BYTES_MAX => last.end = last.end.max(byte + 1),
-                _ => out.push(byte..byte + 1),
+                Some(last) if start < last.end + GAP_BYTES_MAX => last.end = last.end.max(end),
+                _ => out.push(start..end),
             }
         }
         out
     }
 
     /// Writes the bits of blocks whose data is synced.
-    fn write_bits(&self, blocks: &BTreeSet<u64>) -> Res<()> {
+    fn write_bits(&self, blocks: &Ranges) -> Res<()> {
         let parts: Vec<(u64, Vec<u8>)> = {
             let mut state = self.state_mut();
             let Some(maps) = &mut state.maps else { return Ok(()) };
-            for k in blocks {
-                maps.durable.add(*k);
+            for range in blocks.iter() {
+                maps.durable.add(range);
             }
             Self::stretches(blocks).into_iter().map(|r| (r.start as u64, maps.durable.bytes(r).to_vec())).collect()
         };
         let branch = self.branch();
         let dir = branch.open(At::Name(&self.slot.root, LAZY), Open::Path)?;
         let file = branch.open(At::Name(&dir, &self.mark.bitmap()), Open::Write)?;
+        let step = usize::try_from(STEP_BYTES_MAX).expect("a step");
         for (at, bytes) in &parts {
-            branch.write(&file, *at, bytes)?;
+            for (i, part) in bytes.chunks(step).enumerate() {
+                branch.write(&file, at + (i * step) as u64, part)?;
+            }
         }
-        branch.fsync(&file, true)
+        branch.fsync(&file, true).map_err(|e| if is_no_room(e) { Errno::EIO } else { e })
     }
 
     /// One round; whether another one is worth it.
-    fn flush_round(&self, copy: Option<&Handle>, data_only: bool) -> Res<bool> {
+    fn flush_round(&self, copy: Option<&Handle>, data_only: bool) -> Result<bool, Unflushed> {
         let (blocks, kept) = {
             let mut state = self.state_mut();
             (std::mem::take(&mut state.pending), state.copy.take())
         };
         let Some(copy) = copy.or(kept.as_ref()) else { return Ok(false) };
-        self.branch().fsync(copy, data_only)?;
+        self.branch().fsync(copy, data_only).map_err(Unflushed::ForGood)?;
         if !blocks.is_empty() && !self.removed.load(Ordering::Acquire) {
             match self.write_bits(&blocks) {
                 // It was removed meanwhile, or cut to nothing.
                 Err(Errno::ENOENT) if self.removed.load(Ordering::Acquire) || self.is_done() => {}
-                other => other?,
+                // Their data is synced all the same, and there may be room later.
+                Err(e) if is_no_room(e) => {
+                    let mut state = self.state_mut();
+                    blocks.iter().for_each(|range| state.pending.add(range));
+                    state.copy.get_or_insert_with(|| copy.clone());
+                    return Err(Unflushed::YetTo(e));
+                }
+                other => other.map_err(Unflushed::ForGood)?,
             }
         }
         let mut state = self.state_mut();
@@ -127,9 +154,11 @@ pub(super) fn tidy(slot: &Slot, copy: At<'_>, mark: &Mark, own: u64) {
             drop_bitmap(slot, mark)?;
         }
         match slot.branch.remove_xattr(copy, XATTR_LAZY) {
-            Err(Errno::ENODATA) => Ok(()),
-            other => other,
+            Err(Errno::ENODATA) => {}
+            other => other?,
         }
+        // From now on nobody need ask.
+        numbers::carry_plainly(&*slot.branch, copy, own)
     };
     if let Err(e) = drop_all() {
         tracing::warn!(error = %e, "the bitmap of a file that is whole stays");
@@ -144,7 +173,7 @@ pub(super) fn drop_bitmap(slot: &Slot, mark: &Mark) -> Res<()> {
 
 impl LazyFiles {
     /// Syncs a copy's data, and the bits of all that was written before. `copy`: to be synced in any case.
-    pub(in crate::union) fn flush(&self, lazy: &Lazy, copy: Option<&Handle>, data_only: bool) -> Res<()> {
+    pub(in crate::union) fn flush(&self, lazy: &Arc<Lazy>, copy: Option<&Handle>, data_only: bool) -> Res<()> {
         let _one = lock(&lazy.flushing);
         // Before the blocks are taken: who writes more meanwhile notes it again.
         lock(&self.dirty).files.remove(&lazy.id);
@@ -153,9 +182,20 @@ impl LazyFiles {
         }
         loop {
             match lazy.flush_round(copy, data_only) {
-                Ok(false) => return Ok(()),
+                Ok(false) => {
+                    if lazy.is_done() {
+                        self.close_lower(lazy);
+                    }
+                    return Ok(());
+                }
                 Ok(true) => {}
-                Err(e) => {
+                Err(Unflushed::YetTo(e)) => {
+                    tracing::warn!(error = %e, branch = lazy.slot.source.label(), inode = lazy.id.1, "what was written to a file of which not \
+                        all was copied up is not safe yet; it is tried again");
+                    lock(&self.dirty).files.insert(lazy.id, Arc::clone(lazy));
+                    return Err(e);
+                }
+                Err(Unflushed::ForGood(e)) => {
                     lazy.failed.store(true, Ordering::Release);
                     tracing::error!(error = %e, branch = lazy.slot.source.label(), inode = lazy.id.1, "what was written to a file of which \
                         not all was copied up could not be synced; the next mount will not show it");
@@ -169,7 +209,7 @@ impl LazyFiles {
     pub(in crate::union) fn flush_all(&self) {
         let dirty: Vec<_> = lock(&self.dirty).files.values().cloned().collect();
         for lazy in dirty {
-            // It latches, and is logged.
+            // It latches, or is tried again, and is logged.
             let _ = self.flush(&lazy, None, true);
         }
     }
@@ -201,10 +241,16 @@ impl LazyFiles {
         }
     }
 
+    /// Who still needs it opens it again.
+    fn close_lower(&self, lazy: &Lazy) {
+        lock(&self.lowers).remove((lazy.id, lazy.mark.id));
+    }
+
     /// A file's last name is gone: no bit of it matters to anybody else.
     pub(super) fn forget(&self, lazy: &Lazy) {
         lazy.removed.store(true, Ordering::Release);
         lock(&self.dirty).files.remove(&lazy.id);
+        self.close_lower(lazy);
         let mut state = lazy.state_mut();
         state.pending.clear();
         state.copy = None;
@@ -222,6 +268,6 @@ impl Union {
             return false;
         }
         state.copy.get_or_insert_with(|| file.copy.clone());
-        self.lazy.note_dirty(file.lazy) || state.pending.len() >= PENDING_BLOCKS_MAX
+        self.lazy.note_dirty(file.lazy) || state.pending.blocks() >= PENDING_BLOCKS_MAX
     }
 }

@@ -20,7 +20,7 @@ pub(super) struct Lower {
 }
 
 /// Holds what lies under a path of a branch.
-fn walk(slot: &Slot, path: &[u8]) -> Res<(Handle, Vec<u8>, Stat)> {
+pub(super) fn walk(slot: &Slot, path: &[u8]) -> Res<(Handle, Vec<u8>, Stat)> {
     let mut dir = slot.root.clone();
     let mut components = path.split(|b| *b == b'/').filter(|c| !c.is_empty()).peekable();
     while let Some(name) = components.next() {
@@ -57,7 +57,7 @@ impl Union {
 
     /// The lower file, open.
     fn lower(&self, node: &Node, lazy: &Lazy) -> Res<Lower> {
-        if let Some(known) = lock(&self.lazy.lowers).get(lazy.id)
+        if let Some(known) = lock(&self.lazy.lowers).get((lazy.id, lazy.mark.id))
             && !known.slot.is_gone()
         {
             return Ok(known);
@@ -70,7 +70,7 @@ impl Union {
             return Err(complain(node, lazy, "was changed"));
         }
         let lower = Lower { slot, handle };
-        lock(&self.lazy.lowers).put(lazy.id, lower.clone());
+        lock(&self.lazy.lowers).put((lazy.id, lazy.mark.id), lower.clone());
         Ok(lower)
     }
 
@@ -91,7 +91,7 @@ impl Union {
         if same {
             return Ok(());
         }
-        lock(&self.lazy.lowers).remove(lazy.id);
+        lock(&self.lazy.lowers).remove((lazy.id, lazy.mark.id));
         Err(complain(node, lazy, "was changed"))
     }
 

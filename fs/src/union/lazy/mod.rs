@@ -20,7 +20,7 @@
 //! 4. *The file becomes an ordinary one in one step*: with all blocks and bits synced the mark's limit becomes 0. From there on it asks for neither the
 //!    bitmap nor the lower file; removing both marks is tidying.
 //! 5. *No bitmap is left without its file.* A copy is made, and its last name taken away, beside a name in the work directory; whoever sweeps that directory removes the
-//!    bitmap of a marked file that has no other name (`place`).
+//!    bitmap of a marked file that has no other name (`place`). Where there is no room for that name a bitmap may be left; it does no harm.
 //!
 //! A failed sync latches, as everywhere: its bits, and all later ones of the file, never reach the disk.
 //!
@@ -43,26 +43,28 @@ use super::slot::Slot;
 use super::{LazyConfig, Res};
 use crate::fop::{Errno, FileKind};
 use crate::store::Lru;
-use bits::Bits;
+use bits::{Bits, Ranges};
 use lower::Lower;
 use mark::Mark;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 pub(super) use data::LazyFile;
-pub(super) use place::{How, sweep_bitmaps};
+pub(super) use place::{How, lacks_xattr_room, sweep_bitmaps};
 
 use flush::tidy;
 
 /// Lower files that are kept open.
 const LOWER_OPEN_MAX: usize = 256;
 /// Blocks of one file whose bits are not on the disk yet; more are not gathered.
-const PENDING_BLOCKS_MAX: usize = 4096;
+const PENDING_BLOCKS_MAX: u64 = 4096;
 /// Files with such blocks.
 const DIRTY_FILES_MAX: usize = 128;
 /// The most blocks that a file is cut into: its bitmap has 16 MiB. Of larger files the blocks are larger.
 const BLOCKS_MAX: u64 = 1 << 27;
+/// Sparse files of this size are asked for a mark where no others are.
+const ASKED_BYTES_MIN: u64 = 1 << 20;
 /// Bytes of one step when a block is filled.
 const STEP_BYTES_MAX: u64 = 1 << 20;
 
@@ -94,8 +96,8 @@ struct State {
     /// The same, as the mark on the disk says.
     marked: u64,
     maps: Option<Maps>,
-    /// Blocks whose bits are not on the disk.
-    pending: BTreeSet<u64>,
+    /// Blocks whose bits are not on the disk, and perhaps some whose bits are.
+    pending: Ranges,
     /// The copy, open for writing, while there are such blocks.
     copy: Option<Handle>,
 }
@@ -110,6 +112,9 @@ struct Maps {
     /// Blocks below the limit that it lacks.
     missing: u64,
 }
+
+/// See [`Lazy::still`].
+pub(super) struct Still<'a>(#[allow(dead_code, reason = "it is held")] RwLockWriteGuard<'a, State>);
 
 impl State {
     /// What has the byte at `at`: whether the copy does, and where that ends, at `end` at the latest.
@@ -131,11 +136,11 @@ impl State {
     fn took(&mut self, start: u64, end: u64, block: u64) {
         let end = end.min(self.limit);
         let Some(maps) = self.maps.as_mut().filter(|_| start < end) else { return };
-        for k in start / block..end.div_ceil(block) {
-            if maps.ours.add(k) {
-                maps.missing -= 1;
-                self.pending.insert(k);
-            }
+        let blocks = start / block..end.div_ceil(block);
+        let fresh = maps.ours.add(blocks.clone());
+        maps.missing -= fresh;
+        if fresh > 0 {
+            self.pending.add(blocks);
         }
     }
 
@@ -143,7 +148,7 @@ impl State {
     fn cut(&mut self, size: u64, block: u64) {
         self.limit = self.limit.min(size);
         let blocks = self.limit.div_ceil(block);
-        self.pending.retain(|k| *k < blocks);
+        self.pending.cut(blocks);
         if let Some(maps) = &mut self.maps {
             maps.missing = maps.ours.missing(blocks);
         }
@@ -156,11 +161,11 @@ impl State {
 }
 
 impl Lazy {
-    fn new(slot: &Arc<Slot>, stat: &Stat, mark: Mark, broken: Option<&'static str>) -> Arc<Self> {
+    fn new(slot: &Arc<Slot>, stat: &Stat, mark: Mark, broken: Option<&'static str>) -> Self {
         // A truncation that a crash overtook: the size is a limit too.
         let limit = if broken.is_some() { u64::MAX } else { mark.limit.min(stat.size) };
-        let state = State { limit, marked: mark.limit, maps: None, pending: BTreeSet::new(), copy: None };
-        Arc::new(Self {
+        let state = State { limit, marked: mark.limit, maps: None, pending: Ranges::default(), copy: None };
+        Self {
             slot: Arc::clone(slot),
             id: stat.id,
             mark,
@@ -171,7 +176,7 @@ impl Lazy {
             removed: AtomicBool::new(false),
             done: AtomicBool::new(false),
             told: AtomicBool::new(false),
-        })
+        }
     }
 
     fn state(&self) -> RwLockReadGuard<'_, State> {
@@ -189,6 +194,11 @@ impl Lazy {
 
     fn branch(&self) -> &dyn Branch {
         &*self.slot.branch
+    }
+
+    /// Nothing of it is copied or written while this lives: attributes that are put back after a copy are not others' then.
+    pub(super) fn still(&self) -> Still<'_> {
+        Still(self.state_mut())
     }
 
     /// The space that the file takes, in units of 512 bytes: of the copy and of the lower file together, as far as the size allows. None at all would tell
@@ -212,9 +222,14 @@ pub(super) struct LazyFiles {
     known: Mutex<(HashMap<ObjectId, Weak<Lazy>>, usize)>,
     /// Those with bits that are not on the disk.
     dirty: Mutex<Dirty>,
-    lowers: Mutex<Lru<ObjectId, Lower>>,
+    /// By mark as well: numbers of files are given out again.
+    lowers: Mutex<Lru<(ObjectId, u64), Lower>>,
     /// Held while last names are taken away.
     removing: Mutex<()>,
+    /// Held while a file that nobody knows is made known, from reading its mark on.
+    meeting: Mutex<()>,
+    /// Held for reading from the decision to copy lazily until the copy is in its place, for writing while a branch that such copies may need goes.
+    coming: RwLock<()>,
 }
 
 #[derive(Debug, Default)]
@@ -233,6 +248,8 @@ impl LazyFiles {
             dirty: Mutex::default(),
             lowers: Mutex::new(Lru::new(LOWER_OPEN_MAX)),
             removing: Mutex::new(()),
+            meeting: Mutex::new(()),
+            coming: RwLock::new(()),
         })
     }
 
@@ -255,16 +272,15 @@ impl LazyFiles {
         block
     }
 
-    fn known(&self, id: ObjectId) -> Option<Arc<Lazy>> {
-        lock(&self.known).0.get(&id).and_then(Weak::upgrade).filter(|lazy| !lazy.is_done())
+    /// `slot`: one that came again is another one.
+    fn known(&self, slot: &Arc<Slot>, id: ObjectId) -> Option<Arc<Lazy>> {
+        lock(&self.known).0.get(&id).and_then(Weak::upgrade).filter(|lazy| !lazy.is_done() && Arc::ptr_eq(&lazy.slot, slot))
     }
 
-    /// Everybody shall have the same.
-    fn keep(&self, lazy: Arc<Lazy>) -> Arc<Lazy> {
+    /// Everybody shall have this one from now on. What was known under its number is gone.
+    fn keep(&self, lazy: Lazy) -> Arc<Lazy> {
+        let lazy = Arc::new(lazy);
         let mut known = lock(&self.known);
-        if let Some(other) = known.0.get(&lazy.id).and_then(Weak::upgrade).filter(|other| !other.is_done()) {
-            return other;
-        }
         if known.0.len() >= known.1 {
             known.0.retain(|_, weak| weak.strong_count() > 0);
             known.1 = (known.0.len() * 2).max(64);
@@ -280,6 +296,26 @@ impl LazyFiles {
     fn removing(&self) -> MutexGuard<'_, ()> {
         lock(&self.removing)
     }
+
+    /// Held until a lazy copy is in its place.
+    pub(super) fn coming(&self) -> RwLockReadGuard<'_, ()> {
+        self.coming.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held while a branch goes or becomes writable: nothing begins to need it.
+    pub(super) fn none_comes(&self) -> RwLockWriteGuard<'_, ()> {
+        self.coming.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lower files that are kept open hold a branch.
+    pub(super) fn close_lowers(&self) {
+        lock(&self.lowers).clear();
+    }
+}
+
+/// Whether a file is so large, and takes so little space, that it may well be a lazy copy. Few others are.
+pub(super) fn may_lack_data(stat: &Stat) -> bool {
+    stat.kind == FileKind::File && stat.size >= ASKED_BYTES_MIN && stat.blocks.saturating_mul(512) < stat.size
 }
 
 impl Union {
@@ -288,7 +324,12 @@ impl Union {
         if stat.kind != FileKind::File {
             return Ok(None);
         }
-        if let Some(known) = self.lazy.known(stat.id) {
+        if let Some(known) = self.lazy.known(slot, stat.id) {
+            return Ok(Some(known));
+        }
+        // Between the reading of the mark and this file's becoming known nobody else may know it, change its mark, and forget it.
+        let _meeting = lock(&self.lazy.meeting);
+        if let Some(known) = self.lazy.known(slot, stat.id) {
             return Ok(Some(known));
         }
         let value = match slot.branch.get_xattr(at, XATTR_LAZY) {
@@ -305,15 +346,11 @@ impl Union {
             Some(mark) => (mark, Some("it is another file's mark: somebody copied the file, and not through a union")),
             None => (Mark { block: 1, ..Mark::default() }, Some("it is not readable by this version")),
         };
-        let lazy = self.lazy.keep(Lazy::new(slot, stat, mark, broken));
-        // It may have become an ordinary one before it was known.
-        match slot.branch.get_xattr(at, XATTR_LAZY) {
-            Ok(again) if again == value || Mark::parse(&again).is_none_or(|m| m.limit > 0) => Ok(Some(lazy)),
-            Ok(_) | Err(Errno::ENODATA) => {
-                lazy.done.store(true, Ordering::Release);
-                Ok(None)
-            }
-            Err(e) => Err(e),
+        // Its size counts too, and may be another one by now.
+        let now = slot.branch.stat(at)?;
+        if now.id != stat.id {
+            return Err(Errno::ESTALE);
         }
+        Ok(Some(self.lazy.keep(Lazy::new(slot, &now, mark, broken))))
     }
 }

@@ -2,14 +2,14 @@
 
 use super::super::branch::{At, Handle, New, Open, Stat};
 use super::super::core::Union;
-use super::super::names::{LAZY, XATTR_LAZY};
+use super::super::names::{LAZY, XATTR_LAZY, is_private};
 use super::super::node::{Name, Node, Spot};
 use super::super::slot::{OURS, Slot};
 use super::super::whiteout::leftovers;
 use super::super::{Layout, Res};
 use super::bits::bytes_for;
-use super::flush::drop_bitmap;
-use super::lower::lies_at;
+use super::flush::{drop_bitmap, is_no_room};
+use super::lower::{lies_at, walk};
 use super::mark::Mark;
 use super::{Lazy, LazyFile};
 use crate::fop::{Errno, FileKind, SetAttr};
@@ -26,8 +26,12 @@ pub(in crate::union) enum How {
     Through(Arc<Lazy>, Handle),
 }
 
-/// "Argument list too long": what some file systems say to a large attribute.
-const E2BIG: Errno = Errno(7);
+/// Whether there may be no room among a file's extended attributes.
+pub(in crate::union) fn lacks_xattr_room(e: Errno) -> bool {
+    /// "Argument list too long": what some file systems say to a large attribute.
+    const E2BIG: Errno = Errno(7);
+    matches!(e, Errno::ENOSPC | Errno::ERANGE | E2BIG)
+}
 
 impl Union {
     /// Decides how a file's data is copied up. `place`: where its name is.
@@ -49,7 +53,7 @@ impl Union {
         let size = stat.size.min(keep);
         let wanted = size > 0 && size >= self.lazy.bytes_min.load(Ordering::Acquire);
         // What is written below would show above.
-        let steady = stat.nlink == 1 && !slot.writable();
+        let steady = stat.nlink == 1 && !slot.writable() && !slot.is_gone();
         let (Some((parent, name)), true) = (place, wanted && steady && self.config.layout == Layout::Aufs) else {
             return Ok(How::Whole);
         };
@@ -86,7 +90,7 @@ impl Union {
         let marked = branch.set_xattr(At::Open(handle), XATTR_LAZY, &mark.to_bytes(), 0).and_then(|()| make_bitmap(target, &mark));
         match marked {
             Ok(()) => {}
-            Err(Errno::EOPNOTSUPP | Errno::ENOSPC | Errno::ERANGE | E2BIG | Errno::ENAMETOOLONG) => {
+            Err(e) if lacks_xattr_room(e) || matches!(e, Errno::EOPNOTSUPP | Errno::ENAMETOOLONG) => {
                 leftovers(drop_bitmap(target, &mark));
                 return match branch.remove_xattr(At::Open(handle), XATTR_LAZY) {
                     Ok(()) | Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(None),
@@ -124,42 +128,104 @@ impl Union {
         let Some(lazy) = lazy.filter(|lazy| !lazy.is_done() && Arc::ptr_eq(&lazy.slot, slot)) else { return remove() };
         let _removing = self.lazy.removing();
         let (own, branch) = (slot.own()?, &slot.branch);
+        let only = branch.stat(At::Name(dir, name))?.nlink == 1;
+        // Who has it open goes on, and who does not is not kept from removing it by a bitmap that cannot be read.
+        if only && let Err(e) = lazy.remember() {
+            tracing::warn!(error = %e, "the bitmap of a file of which not all was copied up cannot be read, and the file is removed");
+        }
         let kept = own.temp_name();
-        branch.link(At::Name(dir, name), &own.work, &kept)?;
+        let held = match branch.link(At::Name(dir, name), &own.work, &kept) {
+            Ok(()) => true,
+            // Who removes a file may do so to make room. A cut right after it leaves a bitmap that nobody needs.
+            Err(e) if is_no_room(e) || e == Errno::EMLINK => false,
+            Err(e) => return Err(e),
+        };
         let removed = remove();
-        let last = branch.stat(At::Name(&own.work, &kept)).is_ok_and(|stat| stat.nlink == 1);
+        let last = if held { branch.stat(At::Name(&own.work, &kept)).is_ok_and(|stat| stat.nlink == 1) } else { only };
         if removed.is_ok() && last {
             self.lazy.forget(lazy);
             if lazy.broken.is_none() {
                 leftovers(drop_bitmap(slot, &lazy.mark));
             }
         }
-        leftovers(branch.unlink(&own.work, &kept));
+        if held {
+            leftovers(branch.unlink(&own.work, &kept));
+        }
         removed
     }
 
     /// How many files need a branch, since not all was copied up from it, and what one of them is called there.
     pub(in crate::union) fn needed(&self, needed: &Arc<Slot>) -> Res<Option<(usize, String)>> {
-        let mut found = (0, String::new());
-        let mut count = |copy: &Arc<Slot>, mark: &Mark| -> Res<()> {
-            if self.lower_slot(copy, mark)?.is_some_and(|(slot, ..)| Arc::ptr_eq(&slot, needed)) {
-                found = (found.0 + 1, String::from_utf8_lossy(&mark.path).into_owned());
-            }
-            Ok(())
+        let mut found = Vec::new();
+        let needs = |copy: &Arc<Slot>, mark: &Mark| -> Res<bool> {
+            Ok(self.lower_slot(copy, mark)?.is_some_and(|(slot, ..)| Arc::ptr_eq(&slot, needed)))
         };
+        let mut live = self.lazy.live();
+        live.retain(|lazy| !lazy.is_done() && !lazy.slot.is_gone());
         for slot in self.view().slots.iter().filter(|s| !Arc::ptr_eq(s, needed)) {
+            let mut unseen = Vec::new();
             for mark in bitmaps(slot)? {
-                count(slot, &mark)?;
+                if !needs(slot, &mark)? {
+                    continue;
+                }
+                let in_use = live.iter().any(|l| l.mark.id == mark.id && Arc::ptr_eq(&l.slot, slot) && has_name(l));
+                let at_its_place = || walk(slot, &mark.path).is_ok_and(|(dir, name, _)| carries(slot, At::Name(&dir, &name), &mark));
+                if in_use || at_its_place() { found.push(mark) } else { unseen.push(mark) }
+            }
+            // Somebody moves them while they are looked for, or removed them, and not through a union.
+            for _ in 0..2 {
+                if !unseen.is_empty() {
+                    look_for(slot, &slot.root, &mut unseen, &mut found)?;
+                }
             }
         }
         // Of what is open without a name there is no bitmap.
-        for lazy in self.lazy.live() {
-            if lazy.removed.load(Ordering::Acquire) && !lazy.is_done() && !lazy.slot.is_gone() {
-                count(&lazy.slot, &lazy.mark)?;
+        for lazy in live.iter().filter(|lazy| lazy.removed.load(Ordering::Acquire)) {
+            if needs(&lazy.slot, &lazy.mark)? {
+                found.push(lazy.mark.clone());
             }
         }
-        Ok((found.0 > 0).then_some(found))
+        Ok(found.first().map(|mark| (found.len(), String::from_utf8_lossy(&mark.path).into_owned())))
     }
+}
+
+/// Whether a lazy copy that is known was not removed behind the union's back.
+fn has_name(lazy: &Lazy) -> bool {
+    // While it has data that is not on the disk it is open.
+    lazy.state().copy.as_ref().is_some_and(|copy| lazy.branch().stat(At::Open(copy)).is_ok_and(|stat| stat.nlink > 0))
+}
+
+/// Whether this is the lazy copy that a bitmap is for.
+fn carries(slot: &Slot, at: At<'_>, mark: &Mark) -> bool {
+    let there = slot.branch.get_xattr(at, XATTR_LAZY).ok().and_then(|value| Mark::parse(&value));
+    there.is_some_and(|m| m.id == mark.id && m.own == mark.own && m.limit > 0)
+}
+
+/// Moves the marks whose copies lie below a directory from `unseen` to `found`.
+fn look_for(slot: &Slot, dir: &Handle, unseen: &mut Vec<Mark>, found: &mut Vec<Mark>) -> Res<()> {
+    let (mut dirs, mut files) = (Vec::new(), Vec::new());
+    slot.branch.list(dir, &mut |e| match e.kind {
+        FileKind::Dir if !is_private(e.name) => dirs.push(e.name.to_vec()),
+        FileKind::File if unseen.iter().any(|mark| mark.own == e.ino) => files.push(e.name.to_vec()),
+        _ => {}
+    })?;
+    for name in files {
+        let at = At::Name(dir, &name);
+        if let Some(i) = unseen.iter().position(|mark| carries(slot, at, mark)) {
+            found.push(unseen.swap_remove(i));
+        }
+    }
+    for name in dirs {
+        if unseen.is_empty() {
+            break;
+        }
+        match slot.branch.open(At::Name(dir, &name), Open::Path) {
+            Ok(inner) => look_for(slot, &inner, unseen, found)?,
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 fn make_bitmap(target: &Slot, mark: &Mark) -> Res<()> {
@@ -168,7 +234,11 @@ fn make_bitmap(target: &Slot, mark: &Mark) -> Res<()> {
     branch.make(&dir, &name, &New { kind: FileKind::File, mode: 0o600, ..OURS })?;
     let file = branch.open(At::Name(&dir, &name), Open::Write)?;
     let size = bytes_for(mark.size.div_ceil(mark.block));
-    branch.set_attr(At::Open(&file), &SetAttr { size: Some(size), ..SetAttr::default() })?;
+    // With its space: a disk that is full later shall not lose what was written.
+    match branch.fallocate(&file, 0, size, 0) {
+        Err(Errno::EOPNOTSUPP) => branch.set_attr(At::Open(&file), &SetAttr { size: Some(size), ..SetAttr::default() })?,
+        other => other?,
+    }
     // By it `del:` finds out who needs a branch.
     branch.set_xattr(At::Open(&file), XATTR_LAZY, &mark.to_bytes(), 0)?;
     branch.fsync(&file, false)

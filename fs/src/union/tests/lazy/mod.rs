@@ -2,6 +2,8 @@
 
 mod basic;
 mod crash;
+mod faults;
+mod hooked;
 mod random;
 mod together;
 
