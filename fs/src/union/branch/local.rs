@@ -412,7 +412,8 @@ impl Branch for LocalBranch {
         // The first byte tells whether there is anything to do.
         match rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT) {
             Err(rustix::io::Errno::AGAIN) => {}
-            other => return Ok(other.map(|_| Fetched::InMemory)?),
+            // Or its file system cannot tell: then nothing waits for it.
+            _ => return Ok(Fetched::InMemory),
         }
         fs::fadvise(&file, 0, NonZeroU64::new(bytes), fs::Advice::WillNeed)?;
         Ok(Fetched::Asked)
