@@ -1,7 +1,7 @@
 //! [`Union`]: how it is put together, and how objects are found.
 
-use super::branch::{At, ObjectId, Stat};
 use super::ahead::Scout;
+use super::branch::{At, ObjectId, Stat};
 use super::lazy::{Lazy, LazyFiles};
 use super::node::{DirState, FileState, Layer, Marks, Name, Node, Table, lock};
 use super::numbers::Numbers;

@@ -2,8 +2,8 @@
 
 use super::super::branch::{At, Fetched, Handle};
 use super::super::core::Union;
-use super::super::names::XATTR_LAZY;
 use super::super::listing::Listing;
+use super::super::names::XATTR_LAZY;
 use super::super::node::{DirState, Name, Node, lock};
 use super::super::slot::Slot;
 use crate::fop::FileKind;

@@ -194,7 +194,11 @@ fn of_a_volume_nothing_is_fetched() {
     forest(&*lower, 40);
     lower.chill();
     let source = BranchSource::Volume { label: "volume".into(), volume: volume(), subdir: PathBuf::new() };
-    let union = scouting(vec![sim_branch("upper", &upper, Perm::RW), BranchConfig { source, perm: Perm::RO }, sim_branch("lower", &lower, Perm::RO)]);
+    let union = scouting(vec![
+        sim_branch("upper", &upper, Perm::RW),
+        BranchConfig { source, perm: Perm::RO },
+        sim_branch("lower", &lower, Perm::RO),
+    ]);
     walk_all(&union, ROOT_INO, &mut |_| {});
     // The root has a layer there, so no directory is gone into from it; within one that lies here, files are.
     let firsts = lower.fetched();

@@ -23,13 +23,7 @@ pub(super) struct Window {
 impl Window {
     /// `ahead_max`: files ahead, to begin with.
     pub(super) fn new(ahead_max: u64) -> Self {
-        Self {
-            order: VecDeque::new(),
-            first: 0,
-            position: HashMap::new(),
-            read: 0,
-            ahead_max: ahead_max.clamp(1, AHEAD_FILES_MAX),
-        }
+        Self { order: VecDeque::new(), first: 0, position: HashMap::new(), read: 0, ahead_max: ahead_max.clamp(1, AHEAD_FILES_MAX) }
     }
 
     fn next(&self) -> u64 {
