@@ -58,7 +58,7 @@ impl Front {
 }
 
 impl Target {
-    /// Has the file's start fetched. Of one that was only copied up in part, nothing.
+    /// Has the file's start fetched.
     pub(super) fn fetch(&self, bytes: u64) -> Fetched {
         self.slot.branch.fetch(At::Name(&self.holder, &self.name), bytes).unwrap_or(Fetched::InMemory)
     }

@@ -29,7 +29,7 @@ const FILE_BYTES_MAX: u64 = 128 << 10;
 /// So many files in a row that were in memory already end a walk.
 const IN_MEMORY_MAX: usize = 256;
 /// Each thread that has nothing to do looks so often for walks whose walkers are silent.
-const IDLE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 /// A walk that so many looks found silent is let go of, with the directories that it holds.
 const SILENT_MAX: usize = 2 * THREADS;
 
@@ -140,6 +140,8 @@ impl Scout {
         let mut state = lock(&self.0.state);
         if state.running && !state.ended {
             state.long = Some((ino, Arc::clone(listing)));
+            // Somebody must look whether it is still wanted.
+            self.0.work.notify_one();
         }
     }
 

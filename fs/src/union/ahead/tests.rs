@@ -1,6 +1,7 @@
 //! What is fetched ahead of a walker, step by step, without threads.
 
 use super::super::branch::{Branch, LocalBranch, SimBranch, volume};
+use super::super::names::{XATTR_IMPURE, XATTR_LAZY};
 use super::super::tests::{dir_branch, put, sim_branch, union_of, walk};
 use super::super::{BranchChange, BranchConfig, BranchSource, Perm, ROOT_INO, Union};
 use super::window::AHEAD_FILES_MAX;
@@ -217,4 +218,80 @@ fn access_times_stay_and_local_files_in_memory_are_left_alone() {
     let mut files = 0;
     walk_all(&union, ROOT_INO, &mut |_| files += 1);
     assert_eq!((files, union.scouted(), walks(&union)), (31, 0, 0));
+}
+
+#[test]
+fn what_was_copied_up_in_part_is_left_out() {
+    use super::super::branch::{At, Open};
+    let (upper, lower) = (Arc::new(SimBranch::new(1)), Arc::new(SimBranch::new(2)));
+    (0..40).for_each(|i| put(&*upper, &format!("dir/f{i}"), FileKind::File, b"some"));
+    let dir = upper.open(At::Name(&upper.root(), b"dir"), Open::Path).expect("open");
+    upper.set_xattr(At::Open(&dir), XATTR_IMPURE, b"y", 0).expect("mark");
+    for i in 10..20 {
+        upper.set_xattr(At::Name(&dir, format!("f{i}").as_bytes()), XATTR_LAZY, b"a mark", 0).expect("mark");
+    }
+    upper.chill();
+    let union = scouting(vec![sim_branch("upper", &upper, Perm::RW), sim_branch("lower", &lower, Perm::RO)]);
+    walk_all(&union, ROOT_INO, &mut |_| {});
+    let fetched = upper.fetched();
+    assert!((10..20).all(|i| !fetched.contains(&format!("f{i}").into_bytes())), "{fetched:?}");
+    assert!(fetched.len() >= 15);
+}
+
+#[test]
+fn a_long_listing_is_kept_for_the_walk_through_it() {
+    let base = tempfile::tempdir().expect("directory");
+    let [upper, lower] = ["upper", "lower"].map(|n| base.path().join(n));
+    for dir in [&upper, &lower] {
+        std::fs::create_dir(dir).expect("mkdir");
+    }
+    for i in 0..20_001 {
+        std::fs::File::create(lower.join(format!("f{i}"))).expect("create");
+    }
+    let union = scouting(vec![dir_branch(&upper, Perm::RW), dir_branch(&lower, Perm::RO)]);
+    let all = listed(&union, ROOT_INO);
+    assert_eq!(all.len(), 20_001);
+    union.scout.reads(&union.table.find(all[100].0).expect("listed"), true);
+    scout_now(&union);
+    let walk = lock(&union.scout.0.state).walks[0].clone();
+    assert!(lock(&walk.window).read(all[101].0).is_some());
+    union.scout.clear();
+    assert!(union.scout.kept(ROOT_INO).is_none());
+}
+
+#[test]
+fn threads_scout_let_go_of_silent_walkers_and_end_with_the_union() {
+    let (lower, union) = cold_forest(300);
+    let shared = Arc::clone(&union.scout.0);
+    let union = Arc::new(union);
+    let wait = |what: &str, holds: &dyn Fn() -> bool| {
+        let started = std::time::Instant::now();
+        while !holds() {
+            assert!(started.elapsed() < std::time::Duration::from_secs(30), "{what}");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    };
+    union.start_scout().expect("start");
+    let mut files = 0;
+    walk_all_by_threads(&union, ROOT_INO, &mut files);
+    assert_eq!(files, 301);
+    wait("something is fetched", &|| !lower.fetched().is_empty());
+    wait("the walk is let go of", &|| walks(&union) == 0);
+    drop(union);
+    wait("the threads end", &|| Arc::strong_count(&shared) == 1);
+}
+
+fn walk_all_by_threads(union: &Union, dir: u64, files: &mut usize) {
+    for (ino, kind, _) in listed(union, dir) {
+        match kind {
+            FileKind::Dir => walk_all_by_threads(union, ino, files),
+            FileKind::File => {
+                union.read(ino, 0, &mut [0; 64]).expect("read");
+                *files += 1;
+                // The disk is slower than the scout.
+                std::thread::sleep(std::time::Duration::from_micros(100));
+            }
+            _ => {}
+        }
+    }
 }
