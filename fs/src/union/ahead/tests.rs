@@ -174,7 +174,7 @@ fn what_was_replaced_or_removed_meanwhile_does_no_harm() {
         // Behind the walker's back, in the branch: some other file, which may be ahead or not.
         let other = (number * 31 + 7) % 300;
         let dir = put_dir(&*lower, other);
-        if gone < 20 && number % 3 == 0 && lower.unlink(&dir, format!("f{other}").as_bytes()).is_ok() {
+        if gone < 20 && number.is_multiple_of(3) && lower.unlink(&dir, format!("f{other}").as_bytes()).is_ok() {
             put(&*lower, &format!("a{}/b{}/f{other}", other % 5, other % 7), FileKind::Dir, b"");
             gone += 1;
         }
