@@ -1,5 +1,6 @@
 //! Union mounts as applications and containers see them, beside the kernel's overlayfs where it has an opinion.
 
+mod ahead;
 mod container;
 mod fsx;
 mod killed;

@@ -33,7 +33,7 @@ impl Stack {
         Self::within(system, Path::new("/dev/shm"))
     }
 
-    fn within(system: System, parent: &Path) -> Self {
+    pub fn within(system: System, parent: &Path) -> Self {
         let dir = tempfile::Builder::new().prefix("union-").tempdir_in(parent).expect("temporary directory");
         for sub in ["upper", "lower", "work", "mnt"] {
             fs::create_dir(dir.path().join(sub)).expect("make the branches");

@@ -1,5 +1,6 @@
 //! [`Union`]: how it is put together, and how objects are found.
 
+use super::ahead::Scout;
 use super::branch::{At, ObjectId, Stat};
 use super::lazy::{Lazy, LazyFiles};
 use super::node::{DirState, FileState, Layer, Marks, Name, Node, Table, lock};
@@ -67,6 +68,8 @@ pub struct Union {
     pub(super) changing: Mutex<()>,
     /// What was copied up in part.
     pub(super) lazy: Arc<LazyFiles>,
+    /// Fetches what somebody who walks a tree will want next.
+    pub(super) scout: Scout,
     /// Hears of what others change in the branches.
     pub(super) watcher: OnceLock<Arc<Watcher>>,
 }
@@ -120,6 +123,7 @@ impl Union {
             links: Mutex::default(),
             moving: Mutex::new(()),
             changing: Mutex::new(()),
+            scout: Scout::default(),
             watcher: OnceLock::new(),
         };
         union.set_slots(slots)?;
@@ -130,6 +134,7 @@ impl Union {
 
     /// Syncs what was copied up in part, and removes the work directories. Called once, at the end.
     pub fn close(&self) {
+        self.scout.end();
         self.lazy.flush_all();
         for slot in &self.view().slots {
             slot.close(self.config.layout);

@@ -81,7 +81,12 @@ impl Union {
     pub fn read(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Res<usize> {
         let node = self.table.get(ino)?;
         let file = self.opened(&node, false)?;
-        self.read_opened(&node, &file, offset, buf)
+        if offset > 0 || file.lazy().is_some() {
+            return self.read_opened(&node, &file, offset, buf);
+        }
+        let (bytes, waited) = file.slot.branch.read_telling(&file.handle, offset, buf)?;
+        self.scout.reads(&node, waited);
+        Ok(bytes)
     }
 
     /// pwrite(2): all of it. `kill_priv`: takes set-id bits away (`FUSE_WRITE_KILL_SUIDGID`).

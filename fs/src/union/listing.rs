@@ -17,6 +17,8 @@ const AFTER_DOT_DOT: u64 = 2;
 const HASH_BITS: u32 = 62;
 /// A longer listing is not kept once somebody has read it to its end.
 const KEPT_ENTRIES_MAX: usize = 20_000;
+/// Names of one hash that a scout looks through.
+const SAME_HASH_MAX: u64 = 8;
 
 /// A directory's names as they were at one time.
 #[derive(Debug)]
@@ -37,6 +39,34 @@ struct ListedName {
     /// The branch where it was found; none above it hides it.
     rank: usize,
     name: Box<[u8]>,
+}
+
+/// What a scout needs to know of a listed name.
+pub(super) struct Ahead<'a> {
+    pub(super) ino: u64,
+    pub(super) kind: FileKind,
+    pub(super) rank: usize,
+    pub(super) name: &'a [u8],
+}
+
+impl Listing {
+    /// The position after a name, whether it is there or not.
+    pub(super) fn after(&self, name: &[u8]) -> usize {
+        let from = cookie(name);
+        let at = self.entries.partition_point(|e| e.cookie < from);
+        // Of names with one hash the later ones have the next cookies.
+        let found = self.entries[at..].iter().take_while(|e| e.cookie - from <= SAME_HASH_MAX).position(|e| *e.name == *name);
+        found.map_or(at, |i| at + i + 1)
+    }
+
+    pub(super) fn entry(&self, at: usize) -> Option<Ahead<'_>> {
+        self.entries.get(at).map(|e| Ahead { ino: e.ino, kind: e.kind, rank: e.rank, name: &e.name })
+    }
+
+    /// Whether it is of that generation of the branches.
+    pub(super) fn is_of(&self, epoch: u64) -> bool {
+        self.epoch == epoch
+    }
 }
 
 fn cookie(name: &[u8]) -> u64 {
@@ -85,6 +115,7 @@ impl Union {
             fed = true;
         }
         if listing.entries.len() > KEPT_ENTRIES_MAX {
+            self.scout.keep(node.ino, &listing);
             *lock(&node.dir()?.listing) = None;
         }
         Ok(())
@@ -106,7 +137,7 @@ impl Union {
     }
 
     /// The kept listing, or a new one; `anew`: it must not be older than the directory's last change.
-    fn listing(&self, node: &Arc<Node>, anew: bool) -> Res<Arc<Listing>> {
+    pub(super) fn listing(&self, node: &Arc<Node>, anew: bool) -> Res<Arc<Listing>> {
         let dir = node.dir()?;
         if let Some(kept) = &*lock(&dir.listing) {
             let current = kept.version == dir.version && kept.epoch == dir.epoch && !self.sees_outside_changes();

@@ -46,6 +46,7 @@ impl Union {
                 slots.retain(|s| !Arc::ptr_eq(s, &slot));
                 self.set_slots(slots)?;
                 slot.set_gone();
+                self.scout.clear();
                 lock(&self.files).clear();
                 // What was written since: the branch may come again.
                 self.lazy.flush_all();
@@ -59,7 +60,9 @@ impl Union {
                 return Ok(());
             }
         }
-        self.set_slots(slots)
+        self.set_slots(slots)?;
+        self.scout.clear();
+        Ok(())
     }
 
     fn new_slot(&self, slots: &[Arc<Slot>], config: &BranchConfig) -> Result<Arc<Slot>, UnionError> {

@@ -12,8 +12,10 @@
 //! - `search` resolves names, `listing` lists them, `numbers` numbers objects;
 //! - `create`, `remove`, `rename`, `copyup`, `attrs` and `data` are the operations, `whiteout` their common steps;
 //! - `lazy` copies huge files up block by block;
+//! - `ahead` fetches what somebody who walks a tree will want next;
 //! - `policy` chooses branches, `live` changes them; `watch` hears of what others change in them, and `outside` says what that means here.
 
+mod ahead;
 mod attrs;
 pub mod branch;
 pub mod config;

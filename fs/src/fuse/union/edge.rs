@@ -137,6 +137,7 @@ impl Edge {
             "cpup" => config.copyup.to_string().into_bytes(),
             "udba" if config.udba != Udba::None && !self.options.caching.notify => Udba::Reval.to_string().into_bytes(),
             "watched" => self.union.watched().to_string().into_bytes(),
+            "scouted" => self.union.scouted().to_string().into_bytes(),
             "invalidated" => {
                 let (sent, everything) = self.kernel.counts();
                 format!("{sent} {everything}").into_bytes()

@@ -121,6 +121,7 @@ impl UnionMount {
         attach::read_ahead(dir);
         let invalidator = Arc::new(Invalidator::new(session.notifier(), raw, edge.kernel.clone(), edge.opens.clone(), dir.to_owned()));
         edge.relief.start(invalidator.clone())?;
+        union.start_scout()?;
         let notify = watcher.map(|w| notify::Notify::start(w, union.clone(), invalidator.clone())).transpose()?;
         Ok(Self { session, ring, invalidator, union, notify })
     }

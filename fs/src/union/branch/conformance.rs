@@ -54,6 +54,10 @@ fn data(b: &dyn Branch, root: &Handle) {
     assert_eq!(b.read(&f, 9_998, &mut buf), Ok(5));
     assert_eq!(&buf[..5], b"\0\0end");
     assert_eq!(b.read(&f, 20_000, &mut buf), Ok(0));
+    let mut all = vec![1; 20_000];
+    assert_eq!(b.read_telling(&f, 0, &mut all), Ok((10_003, false)), "what was just written is in memory");
+    assert_eq!((&all[..5], &all[10_000..10_003]), (&b"start"[..], &b"end"[..]));
+    assert_eq!(b.fetch(At::Name(root, b"f"), 1 << 20), Ok(super::Fetched::InMemory));
     b.fsync(&f, false).expect("fsync");
     assert_eq!(b.stat(At::Open(&f)).expect("stat").size, 10_003);
     assert_eq!(b.lseek(&f, 10_003, 3).unwrap_err(), Errno::ENXIO);

@@ -1,9 +1,12 @@
 //! [`LocalBranch`]: a branch in a directory of this host.
 
-use super::{At, Branch, Handle, Listed, New, ObjectId, Open, Stat, copy_by_reading, data_extents};
+use super::{At, Branch, Fetched, Handle, Listed, New, ObjectId, Open, Stat, copy_by_reading, data_extents};
 use crate::fop::{Errno, FileKind, SetAttr, StatFs, TimeSpec};
 use crate::union::Res;
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
+use rustix::io::ReadWriteFlags;
+use std::io::IoSliceMut;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -381,6 +384,39 @@ impl Branch for LocalBranch {
             }
         }
         Ok(done)
+    }
+
+    fn read_telling(&self, file: &Handle, offset: u64, buf: &mut [u8]) -> Res<(usize, bool)> {
+        let at_once = rustix::io::preadv2(fd(file)?, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT);
+        match at_once {
+            // Cut short between two pages: that may not be all.
+            Ok(n) if n > 0 && n < buf.len() && (offset + n as u64).is_multiple_of(PAGE_BYTES) => {
+                self.read(file, offset + n as u64, &mut buf[n..]).map(|more| (n + more, false))
+            }
+            Ok(n) => Ok((n, false)),
+            Err(e) => self.read(file, offset, buf).map(|n| (n, e == rustix::io::Errno::AGAIN)),
+        }
+    }
+
+    fn fetches(&self) -> bool {
+        true
+    }
+
+    fn fetch(&self, at: At<'_>, bytes: u64) -> Res<Fetched> {
+        let (dir, name) = match at {
+            At::Name(dir, name) => (fd(dir)?, name),
+            At::Open(_) => return Err(Errno::EINVAL),
+        };
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let file = fs::openat(dir, name, flags, Mode::empty())?;
+        // The first byte tells whether there is anything to do.
+        match rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT) {
+            Err(rustix::io::Errno::AGAIN) => {}
+            // Or its file system cannot tell: then nothing waits for it.
+            _ => return Ok(Fetched::InMemory),
+        }
+        fs::fadvise(&file, 0, NonZeroU64::new(bytes), fs::Advice::WillNeed)?;
+        Ok(Fetched::Asked)
     }
 
     fn write(&self, file: &Handle, offset: u64, data: &[u8]) -> Res<()> {

@@ -117,6 +117,15 @@ pub struct Listed<'a> {
     pub kind: FileKind,
 }
 
+/// What [`Branch::fetch`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// There is nothing to fetch.
+    InMemory,
+    /// The disk was asked for it.
+    Asked,
+}
+
 /// Linux's `RENAME_WHITEOUT`: leaves a character device 0/0 under the old name.
 pub const RENAME_WHITEOUT: u32 = 4;
 
@@ -159,6 +168,19 @@ pub trait Branch: Send + Sync + std::fmt::Debug {
     fn remove_xattr(&self, at: At<'_>, name: &[u8]) -> Res<()>;
     /// pread(2) on what was opened for it: short only at the end of the file.
     fn read(&self, file: &Handle, offset: u64, buf: &mut [u8]) -> Res<usize>;
+    /// The same, and whether the disk had to be waited for, where that is known.
+    fn read_telling(&self, file: &Handle, offset: u64, buf: &mut [u8]) -> Res<(usize, bool)> {
+        self.read(file, offset, buf).map(|n| (n, false))
+    }
+    /// Whether [`Branch::fetch`] does anything.
+    fn fetches(&self) -> bool {
+        false
+    }
+    /// Lets the first `bytes` of a file be read into memory, if they are not there, and does not wait for it. Changes no time of access.
+    fn fetch(&self, at: At<'_>, bytes: u64) -> Res<Fetched> {
+        let _ = (at, bytes);
+        Ok(Fetched::InMemory)
+    }
     /// pwrite(2): all of it.
     fn write(&self, file: &Handle, offset: u64, data: &[u8]) -> Res<()>;
     /// fallocate(2).

@@ -3,10 +3,10 @@
 //! Changes of names and attributes reach the disk in order, and a cut loses them from some point on; data that was not synced is lost (or,
 //! by choice, kept: both must be survived).
 
-use super::{At, Branch, Handle, Listed, New, ObjectId, Open, RENAME_WHITEOUT, SEEK_DATA, Stat};
+use super::{At, Branch, Fetched, Handle, Listed, New, ObjectId, Open, RENAME_WHITEOUT, SEEK_DATA, Stat};
 use crate::fop::{Errno, FileKind, RENAME_EXCHANGE, RENAME_NOREPLACE, SetAttr, StatFs, TimeSpec};
 use crate::union::Res;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const ROOT: u64 = 2;
@@ -52,6 +52,14 @@ struct State {
 pub struct SimBranch {
     dev: u64,
     state: Mutex<State>,
+    memory: Mutex<Memory>,
+}
+
+/// What is not in memory.
+#[derive(Debug, Default)]
+struct Memory {
+    cold: BTreeSet<u64>,
+    fetched: Vec<Vec<u8>>,
 }
 
 impl SimBranch {
@@ -60,7 +68,7 @@ impl SimBranch {
     pub fn new(dev: u64) -> Self {
         let root = node(&New { kind: FileKind::Dir, mode: 0o755, rdev: 0, target: b"", uid: 0, gid: 0 }, TimeSpec::default());
         let tree = Tree { nodes: BTreeMap::from([(ROOT, Arc::new(root))]), next: ROOT + 1, clock: 0 };
-        Self { dev, state: Mutex::new(State { history: vec![tree.clone()], tree }) }
+        Self { dev, state: Mutex::new(State { history: vec![tree.clone()], tree }), memory: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -83,6 +91,22 @@ impl SimBranch {
         self.lock().history.len() - 1
     }
 
+    /// Drops all data from memory: reading the start of a file waits for the disk once.
+    pub fn chill(&self) {
+        let files = self.lock().tree.nodes.iter().filter(|(_, n)| !n.data.is_empty()).map(|(ino, _)| *ino).collect();
+        *self.memory() = Memory { cold: files, fetched: Vec::new() };
+    }
+
+    /// The names of the files that [`Branch::fetch`] fetched since [`SimBranch::chill`].
+    #[must_use]
+    pub fn fetched(&self) -> Vec<Vec<u8>> {
+        self.memory().fetched.clone()
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The disk after a power cut that only `steps` changes survived, `keep_data`: with the data that was not synced.
     #[must_use]
     pub fn cut(&self, steps: usize, keep_data: bool) -> Self {
@@ -99,7 +123,7 @@ impl SimBranch {
             let node = Arc::make_mut(node);
             node.data = Arc::clone(&node.synced);
         }
-        Self { dev: self.dev, state: Mutex::new(State { history: vec![tree.clone()], tree }) }
+        Self { dev: self.dev, state: Mutex::new(State { history: vec![tree.clone()], tree }), memory: Mutex::default() }
     }
 }
 
@@ -424,6 +448,26 @@ impl Branch for SimBranch {
         let n = buf.len().min(data.len() - start);
         buf[..n].copy_from_slice(&data[start..start + n]);
         Ok(n)
+    }
+
+    fn read_telling(&self, file: &Handle, offset: u64, buf: &mut [u8]) -> Res<(usize, bool)> {
+        let waited = self.memory().cold.remove(&number(file)?);
+        self.read(file, offset, buf).map(|n| (n, waited))
+    }
+
+    fn fetches(&self) -> bool {
+        true
+    }
+
+    fn fetch(&self, at: At<'_>, _bytes: u64) -> Res<Fetched> {
+        let At::Name(_, name) = at else { return Err(Errno::EINVAL) };
+        let ino = self.lock().tree.at(at)?;
+        let mut memory = self.memory();
+        if !memory.cold.remove(&ino) {
+            return Ok(Fetched::InMemory);
+        }
+        memory.fetched.push(name.to_vec());
+        Ok(Fetched::Asked)
     }
 
     fn write(&self, file: &Handle, offset: u64, data: &[u8]) -> Res<()> {
