@@ -31,6 +31,7 @@ impl Union {
         }
         // What is cut off need not be copied.
         self.make_writable(&node, set.size.unwrap_or(u64::MAX))?;
+        let _stays = node.stays();
         self.with_still(&node, |slot, at, lazy| {
             let mut set = set.clone();
             if kill_priv && set.size.is_some() && set.mode.is_none() {
@@ -113,6 +114,7 @@ impl Union {
         }
         let node = self.table.get(ino)?;
         self.make_writable(&node, u64::MAX)?;
+        let _stays = node.stays();
         self.with_still(&node, |slot, at, lazy| {
             let _still = lazy.map(|lazy| lazy.still());
             change(slot, at)

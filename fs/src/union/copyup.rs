@@ -131,7 +131,7 @@ impl Union {
 
     /// Copies a file up, to `to` or where the policy says.
     pub(super) fn copy_up(&self, node: &Arc<Node>, to: Option<&Arc<Slot>>, keep: u64) -> Res<()> {
-        let _copying = lock(&node.copying);
+        let _moves = node.moves();
         for _ in 0..ATTEMPTS_MAX {
             let (slot, spot, id) = {
                 let file = node.file()?;

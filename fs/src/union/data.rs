@@ -8,7 +8,7 @@ use super::lazy::LazyFile;
 use super::node::{Node, Spot, lock};
 use crate::fop::{Errno, FileKind, SetAttr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, RwLockReadGuard};
 
 /// Bytes of one step of `copy_file_range`.
 const COPY_STEP_BYTES_MAX: usize = 1 << 20;
@@ -55,9 +55,11 @@ impl Union {
         Ok(open)
     }
 
-    fn opened_for_writing(&self, node: &Arc<Node>) -> Res<OpenFile> {
+    /// The file, open to be written to, and the promise that it stays where it is.
+    fn opened_for_writing<'n>(&self, node: &'n Arc<Node>) -> Res<(OpenFile, RwLockReadGuard<'n, ()>)> {
         self.make_writable(node, u64::MAX)?;
-        self.opened(node, true)
+        let stays = node.stays();
+        Ok((self.opened(node, true)?, stays))
     }
 
     fn read_opened(&self, node: &Node, file: &OpenFile, offset: u64, buf: &mut [u8]) -> Res<usize> {
@@ -95,7 +97,7 @@ impl Union {
     /// As pwrite(2); `EROFS` where no branch can take a copy.
     pub fn write(&self, ino: u64, offset: u64, data: &[u8], kill_priv: bool) -> Res<()> {
         let node = self.table.get(ino)?;
-        let file = self.opened_for_writing(&node)?;
+        let (file, _stays) = self.opened_for_writing(&node)?;
         let branch = &file.slot.branch;
         if kill_priv {
             let at = At::Open(&file.handle);
@@ -112,7 +114,7 @@ impl Union {
     /// As fallocate(2).
     pub fn fallocate(&self, ino: u64, offset: u64, len: u64, mode: u32) -> Res<()> {
         let node = self.table.get(ino)?;
-        let file = self.opened_for_writing(&node)?;
+        let (file, _stays) = self.opened_for_writing(&node)?;
         match file.lazy() {
             Some(lazy) => self.lazy_fallocate(LazyFile { node: &node, lazy, copy: &file.handle }, offset, len, mode),
             None => file.slot.branch.fallocate(&file.handle, offset, len, mode),
@@ -138,7 +140,7 @@ impl Union {
     /// As the system call.
     pub fn copy_file_range(&self, from: u64, from_offset: u64, to: u64, to_offset: u64, len: u64) -> Res<u64> {
         let (from, to) = (self.table.get(from)?, self.table.get(to)?);
-        let target = self.opened_for_writing(&to)?;
+        let (target, _stays) = self.opened_for_writing(&to)?;
         let source = self.opened(&from, false)?;
         let want = usize::try_from(len).unwrap_or(usize::MAX);
         let whole = source.lazy().is_none() && target.lazy().is_none();

@@ -21,8 +21,9 @@ pub(super) struct Node {
     body: Body,
     /// The names by which it was found: of a directory one, of the root none, of a file perhaps not all.
     names: Mutex<Vec<(Arc<Node>, Name)>>,
-    /// Held while it is copied up.
-    pub(super) copying: Mutex<()>,
+    /// Held for writing while it is copied up, for reading by who changes it where it is: what is written to an object while it is being copied
+    /// might be in neither.
+    place: RwLock<()>,
 }
 
 #[derive(Debug)]
@@ -122,12 +123,12 @@ impl Node {
             kind: FileKind::Dir,
             body: Body::Dir(RwLock::new(state)),
             names: Mutex::new(at.into_iter().collect()),
-            copying: Mutex::new(()),
+            place: RwLock::new(()),
         })
     }
 
     pub(super) fn other(ino: u64, kind: FileKind, state: FileState) -> Arc<Self> {
-        Arc::new(Self { ino, kind, body: Body::File(RwLock::new(state)), names: Mutex::default(), copying: Mutex::new(()) })
+        Arc::new(Self { ino, kind, body: Body::File(RwLock::new(state)), names: Mutex::default(), place: RwLock::new(()) })
     }
 
     pub(super) fn is_dir(&self) -> bool {
@@ -146,6 +147,16 @@ impl Node {
             Body::File(file) => Ok(file),
             Body::Dir(_) => Err(Errno::EISDIR),
         }
+    }
+
+    /// It is not copied up as long as this is held.
+    pub(super) fn stays(&self) -> RwLockReadGuard<'_, ()> {
+        self.place.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody else copies or changes it as long as this is held.
+    pub(super) fn moves(&self) -> RwLockWriteGuard<'_, ()> {
+        self.place.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn dir(&self) -> Res<RwLockReadGuard<'_, DirState>> {

@@ -8,7 +8,7 @@ use crate::union::config::Access;
 use crate::union::{BranchChange, ROOT_INO};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -435,4 +435,42 @@ fn a_hole_of_many_millions_of_blocks_takes_no_time() {
     union.fsync(ino, true).unwrap();
     assert_eq!(on_disk(&LocalBranch::open(&upper).unwrap()), (vec![], vec![]), "nothing is missing");
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+/// A file of a writable branch moves to a higher one, since the name that it replaces is there: who writes to it, and who changes its
+/// mode, in the middle of the copy does neither for nothing.
+#[test]
+fn what_is_written_to_a_file_that_moves_up_is_not_lost() {
+    let (upper, lower) = (Arc::new(SimBranch::new(1)), Arc::new(SimBranch::new(2)));
+    super::super::put(&*upper, "/e/g", FileKind::File, b"old");
+    let long = text(3 << 20);
+    super::super::put(&*lower, "/d/f", FileKind::File, &long);
+    let lower = Hooked::new(lower as Arc<dyn Branch>);
+    let branches = vec![sim_branch("upper", &upper, Perm::RW), lower.config("lower", Perm::RW)];
+    let union = Arc::new(Union::open(UnionConfig { branches, ..UnionConfig::default() }).expect("open"));
+    let (d, e, f) = (walk(&union, "d").unwrap(), walk(&union, "e").unwrap(), walk(&union, "d/f").unwrap());
+
+    let (starts, started) = mpsc::channel();
+    // At the second of three pieces: the first was copied.
+    let pieces = AtomicUsize::new(0);
+    let writer = Arc::clone(&union);
+    lower.once(
+        move |call| call == Call::Read && pieces.fetch_add(1, Ordering::Relaxed) == 1,
+        move || {
+            let later = meanwhile(move || {
+                writer.write(f, 0, b"NEW", false)?;
+                writer.setattr(f, &SetAttr { mode: Some(0o600), ..SetAttr::default() }, false)
+            });
+            starts.send(later).unwrap();
+            Ok(())
+        },
+    );
+    union.rename(d, b"f", e, b"g", 0).unwrap();
+    result(&started.try_recv().expect("the file was copied up")).unwrap();
+
+    let g = walk(&union, "e/g").unwrap();
+    assert_eq!(g, f);
+    let found = content(&union, g).unwrap();
+    assert!(found.starts_with(b"NEW") && found[3..] == long[3..], "what was written is lost");
+    assert_eq!(union.getattr(g).unwrap().mode, 0o600);
 }
