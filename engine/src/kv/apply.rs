@@ -9,7 +9,6 @@ use super::check::check_command;
 use super::codec::{Rev, State, attached_key, damaged};
 use super::error::{ReadError, StoreError};
 use super::fold::RECORD_OVERHEAD_BYTES;
-use super::known::Known;
 use super::overlay::{self, KeyHash, Overlay, Recent};
 use super::read::{Hit, Layer, Numbers, Span, View};
 use super::store::{ApplyEntry, ApplyOutcome, MemberAttributes, Wanted};
@@ -77,7 +76,6 @@ pub(super) struct Writer<'t> {
     keyspaces: &'t mut [Recent; 2],
     frozen: Option<&'t Overlay>,
     base: &'t Base,
-    known: &'t [Known; 2],
     leases: Tbl<'t>,
     pub(super) attached: Tbl<'t>,
     members: Tbl<'t>,
@@ -111,7 +109,6 @@ impl<'t> Writer<'t> {
         overlay: &'t mut Overlay,
         frozen: Option<&'t Overlay>,
         base: &'t Base,
-        known: &'t [Known; 2],
         state: State,
         alarms: Alarms,
         auth: Arc<AuthState>,
@@ -126,7 +123,6 @@ impl<'t> Writer<'t> {
             keyspaces: &mut overlay.keyspaces,
             frozen,
             base,
-            known,
             leases: table(0, leases),
             attached: table(1, attached),
             members: table(2, members),
@@ -241,7 +237,7 @@ impl<'t> Writer<'t> {
             let old = hit.as_ref().map(Numbers::of_hit);
             (hit, old)
         } else {
-            (None, self.view(change).numbers(&put.key, hash, &self.known[change.keyspace as usize])?)
+            (None, self.view(change).numbers(&put.key, hash)?)
         };
         let rev = change.next_rev();
         let kv = KeyValue {

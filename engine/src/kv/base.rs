@@ -3,7 +3,9 @@
 use super::block;
 use super::codec::{Current, Logged, META, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, tables_of};
 use super::error::StoreError;
-use super::read::{Bounds, Span};
+use super::known::Known;
+use super::overlay::KeyHash;
+use super::read::{Bounds, Numbers, Span};
 use super::runs::{OldVersion, OldVersions, Range};
 use super::types::Keyspace;
 use bytes::Bytes;
@@ -37,6 +39,8 @@ pub(super) struct BaseKeyspace {
     index: ReadTable,
     /// The last revision in them.
     pub revision: u64,
+    /// Some of what is in them.
+    known: Known,
 }
 
 pub(super) fn read_state(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Option<(State, Option<Bytes>)>, StoreError> {
@@ -51,15 +55,23 @@ pub(super) fn read_state_of(txn: &ReadTransaction) -> Result<(State, Option<Byte
 }
 
 impl Base {
-    pub(super) fn open(db: &Database) -> Result<Self, StoreError> {
+    /// `known`: what is known of each key space's file.
+    pub(super) fn open(db: &Database, known: [Known; 2]) -> Result<Self, StoreError> {
         let txn = db.begin_read()?;
         let (state, _) = read_state_of(&txn)?;
-        let keyspace = |keyspace: Keyspace| -> Result<BaseKeyspace, StoreError> {
+        let keyspace = |keyspace: Keyspace, known| -> Result<BaseKeyspace, StoreError> {
             let [current, log, index] = tables_of(keyspace);
             let revision = state.revision(keyspace).0;
-            Ok(BaseKeyspace { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)?, revision })
+            Ok(BaseKeyspace {
+                current: txn.open_table(current)?,
+                log: txn.open_table(log)?,
+                index: txn.open_table(index)?,
+                revision,
+                known,
+            })
         };
-        let keyspaces = [keyspace(Keyspace::User)?, keyspace(Keyspace::System)?];
+        let [user, system] = known;
+        let keyspaces = [keyspace(Keyspace::User, user)?, keyspace(Keyspace::System, system)?];
         let mut plain = Vec::new();
         for table in PLAIN_TABLES {
             plain.push(txn.open_table(table)?);
@@ -101,6 +113,16 @@ impl BaseKeyspace {
     /// The living version of a key, as [`Current::encode`] made it.
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Guard<'_>>, StoreError> {
         Ok(self.current.get(key)?)
+    }
+
+    /// The numbers of a key's living version.
+    pub(super) fn numbers(&self, key: &[u8], hash: KeyHash) -> Result<Option<Numbers>, StoreError> {
+        if let Some(numbers) = self.known.get(key, hash) {
+            return Ok(numbers);
+        }
+        let Some(guard) = self.get(key)? else { return Ok(None) };
+        let Current { rev, create, version, lease, .. } = Current::decode(guard.value())?;
+        Ok(Some(Numbers { rev, create, version, lease }))
     }
 
     /// The change of exactly this revision; `None` when it has been collected.

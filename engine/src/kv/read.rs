@@ -6,7 +6,6 @@
 use super::base::{BaseKeyspace, Seen, Walk};
 use super::codec::{Current, Logged, Rev, damaged};
 use super::error::{ReadError, StoreError};
-use super::known::Known;
 use super::overlay::{Change, KeyHash, Overlay, Recent};
 use super::store::read_lock;
 use super::types::{KeyValue, Keyspace, KvError, RangeRequest, RangeResponse, SortOrder, SortTarget};
@@ -138,18 +137,13 @@ fn key_value(rev: Rev, record: &Logged<'_>) -> KeyValue {
 
 impl<'t> View<'t> {
     /// The numbers of a key's living version: what a put must know of it, without copies.
-    pub(super) fn numbers(&self, key: &[u8], hash: KeyHash, known: &Known) -> Result<Option<Numbers>, StoreError> {
+    pub(super) fn numbers(&self, key: &[u8], hash: KeyHash) -> Result<Option<Numbers>, StoreError> {
         for layer in self.layers.iter().flatten() {
             if let Some(found) = layer.with(|recent| recent.get(key, hash, self.revision).map(Numbers::of_change)) {
                 return Ok(found);
             }
         }
-        if let Some(numbers) = known.get(key, hash) {
-            return Ok(numbers);
-        }
-        let Some(guard) = self.base.get(key)? else { return Ok(None) };
-        let Current { rev, create, version, lease, .. } = Current::decode(guard.value())?;
-        Ok(Some(Numbers { rev, create, version, lease }))
+        self.base.numbers(key, hash)
     }
 
     /// The living version of a key, with its value if `values`.

@@ -116,8 +116,6 @@ struct Layers {
     frozen: Option<Arc<RwLock<Overlay>>>,
     /// The file as of the last checkpoint.
     base: Arc<Base>,
-    /// Some of what is in it.
-    known: Arc<[Known; 2]>,
     /// The numbers as of the last batch. Versions in `recent` that are later belong to a batch under way.
     state: State,
     alarms: Alarms,
@@ -166,10 +164,10 @@ fn write_lock<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 impl Inner {
     /// The file was replaced by other content, and nothing was applied over it.
     pub(super) fn replace(&self, state: State, membership: Option<Bytes>, alarms: Alarms, auth: Arc<AuthState>) -> Result<(), StoreError> {
-        let base = Arc::new(Base::open(&self.db)?);
+        let base = Arc::new(Base::open(&self.db, <[Known; 2]>::default())?);
         let _turn = lock(&self.writer);
         self.auth_mark.store(auth.mark(), Ordering::Release);
-        *lock(&self.layers) = Layers { recent: Arc::default(), frozen: None, base, known: Arc::default(), state, alarms, auth, membership };
+        *lock(&self.layers) = Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth, membership };
         self.recent_bytes.store(0, Ordering::Relaxed);
         Ok(())
     }
@@ -243,7 +241,7 @@ impl Store {
         txn.set_quick_repair(true);
         let (state, membership, alarms, auth) = initialise(&txn)?;
         txn.commit()?;
-        let base = Arc::new(Base::open(&db)?);
+        let base = Arc::new(Base::open(&db, <[Known; 2]>::default())?);
         let inner = Inner {
             db,
             file_bytes,
@@ -251,16 +249,7 @@ impl Store {
             folding: Mutex::new(()),
             awaited: AtomicUsize::new(0),
             writer: Mutex::new(()),
-            layers: Mutex::new(Layers {
-                recent: Arc::default(),
-                frozen: None,
-                base,
-                known: Arc::default(),
-                state,
-                alarms,
-                auth: Arc::new(auth),
-                membership,
-            }),
+            layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth: Arc::new(auth), membership }),
             recent_bytes: AtomicUsize::new(0),
             frozen_bytes: AtomicUsize::new(0),
             restoring: AtomicBool::new(false),
@@ -355,8 +344,7 @@ impl Store {
         let layers = lock(&self.inner.layers).clone();
         let frozen = layers.frozen.as_deref().map(read_lock);
         let mut recent = write_lock(&layers.recent);
-        let mut writer =
-            Writer::open(&mut recent, frozen.as_deref(), &layers.base, &layers.known, layers.state, layers.alarms, layers.auth, wants);
+        let mut writer = Writer::open(&mut recent, frozen.as_deref(), &layers.base, layers.state, layers.alarms, layers.auth, wants);
         // Until it is done, so that an error or a panic in the midst leaves it so.
         self.inner.broken.store(true, Ordering::Release);
         let result = f(&mut writer)?;
@@ -428,15 +416,14 @@ impl Store {
                 pace(done);
             }
         };
-        let folded = fold(&self.inner.db, &read_lock(&overlay), state, membership.as_ref(), garbage_max, &pace)
-            .and_then(|folded| Ok((folded, Arc::new(Base::open(&self.inner.db)?))));
+        let folded = fold(&self.inner.db, &read_lock(&overlay), state, membership.as_ref(), garbage_max, &pace).and_then(|folded| {
+            Ok((folded, Arc::new(Base::open(&self.inner.db, read_lock(&overlay).keyspaces.each_ref().map(Known::of))?)))
+        });
         let (folded, base) = folded.inspect_err(|_| self.inner.broken.store(true, Ordering::Release))?;
         drop(ManuallyDrop::into_inner(open));
-        let known = Arc::new(read_lock(&overlay).keyspaces.each_ref().map(Known::of));
         let _turn = lock(&self.inner.writer);
         let mut layers = lock(&self.inner.layers);
         layers.base = base;
-        layers.known = known;
         layers.frozen = None;
         self.inner.frozen_bytes.store(0, Ordering::Relaxed);
         // Applying went on meanwhile.
