@@ -94,7 +94,7 @@ fn what_is_left_is_copied_on_demand() {
     assert!(!refused.status.success() && said.contains("is needed") && said.contains("huge"), "{said}");
     let mtime = fs::metadata(&path).expect("stat").mtime_nsec();
     let said = run(command([BRICKRAFT, "union", "complete"]).arg(stack.mnt()));
-    assert_eq!(said, "1 files are whole\n");
+    assert_eq!(said, "1 file is whole\n");
     // Holes stayed.
     assert!((16 << 10..20 << 10).contains(&allocated(&stack)), "{} KiB", allocated(&stack));
     assert_eq!(fs::metadata(&path).expect("stat").mtime_nsec(), mtime);

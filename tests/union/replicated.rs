@@ -172,7 +172,7 @@ fn a_lazy_copy_on_a_volume_outlives_a_brick_server() {
     // Small writes copied blocks, not the file.
     let kib = lab.brick_dir(1).join("huge").metadata().expect("the copy").blocks() / 2;
     assert!(kib < u64::from(WRITES) * 2 * 128, "{kib} KiB lie on the brick");
-    assert_eq!(run(lab.hosts[2].command([BRICKRAFT, "union", "complete"]).arg(&mnt)), "1 files are whole\n");
+    assert_eq!(run(lab.hosts[2].command([BRICKRAFT, "union", "complete"]).arg(&mnt)), "1 file is whole\n");
     run(lab.hosts[2].command(["umount"]).arg(&mnt));
     lab.bricks_become_equal();
     assert_same(&lab.brick_dir(primary).join("huge"), &model_path, 1, "the brick that was away, completed");

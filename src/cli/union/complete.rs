@@ -32,7 +32,10 @@ pub(super) fn complete(dir: &Path, path: Option<&Path>, print: Printer) -> Resul
     while let Some(at) = waiting.pop() {
         visit(&at, (&dir, device), &mut waiting, &mut done).with_context(|| at.display().to_string())?;
     }
-    print.show(&serde_json::json!({ "files": done.files, "failed": done.failed }), |_| format!("{} files are whole\n", done.files));
+    print.show(&serde_json::json!({ "files": done.files, "failed": done.failed }), |_| match done.files {
+        1 => "1 file is whole\n".to_owned(),
+        files => format!("{files} files are whole\n"),
+    });
     ensure!(done.failed == 0, "{} files could not be copied up", done.failed);
     Ok(())
 }
