@@ -48,7 +48,7 @@ struct Steps<'d> {
     /// `None` before the first, and between two.
     txn: Option<WriteTransaction>,
     bytes: usize,
-    /// Changes that are dealt with, and all of them. Each counts twice: once for its key, once for the history.
+    /// Keys and changes that are written, and all of them.
     done: usize,
     all: usize,
     pace: Pace<'d>,

@@ -4,16 +4,16 @@
 //! where looking them up takes longer than the put itself. Keys that changed lately are those that will change next: so what a checkpoint
 //! knew of them is kept until the next one.
 
-use super::overlay::{KeyHash, Recent};
+use super::overlay::{KeyHash, Places, Recent};
 use super::read::Numbers;
-use hashbrown::HashTable;
 
 /// One key space's keys. They take some 80 bytes each, besides their own.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     keys: Vec<u8>,
     versions: Vec<Version>,
-    places: HashTable<Place>,
+    /// In `versions`.
+    places: Places,
 }
 
 #[derive(Debug)]
@@ -24,35 +24,27 @@ struct Version {
     numbers: Option<Numbers>,
 }
 
-#[derive(Debug)]
-struct Place {
-    hash: KeyHash,
-    /// In `versions`.
-    at: u32,
-}
-
 impl Known {
     /// What the file knows of these keys once they are in it.
     pub(super) fn of(recent: &Recent) -> Self {
-        let mut known = Self::default();
-        known.versions.reserve_exact(recent.keys());
-        known.places.reserve(recent.keys(), |place| place.hash.spread());
+        let count = recent.keys();
+        let mut known = Self { keys: Vec::new(), versions: Vec::with_capacity(count), places: Places::with_capacity(count) };
         for (hash, change) in recent.hashed() {
             let at = u32::try_from(known.versions.len()).unwrap_or(u32::MAX);
             let key_start = known.keys.len();
             known.keys.extend_from_slice(&change.key);
             known.versions.push(Version { key_start, key_end: known.keys.len(), numbers: Numbers::of_change(change) });
-            known.places.insert_unique(hash.spread(), Place { hash, at }, |place| place.hash.spread());
+            known.places.insert(hash, at);
         }
         known
     }
 
     /// The numbers of a key's living version; `None` inside: it has none. `None`: look into the file.
     pub(super) fn get(&self, key: &[u8], hash: KeyHash) -> Option<Option<Numbers>> {
-        let is_it = |place: &Place| {
-            let version = &self.versions[place.at as usize];
-            place.hash == hash && self.keys[version.key_start..version.key_end] == *key
+        let is_it = |at: u32| {
+            let Version { key_start, key_end, .. } = self.versions[at as usize];
+            self.keys[key_start..key_end] == *key
         };
-        self.places.find(hash.spread(), is_it).map(|place| self.versions[place.at as usize].numbers)
+        self.places.find(hash, is_it).map(|at| self.versions[at as usize].numbers)
     }
 }

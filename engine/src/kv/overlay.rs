@@ -116,7 +116,7 @@ impl KeyHash {
     }
 
     /// What the table takes: it looks at both ends of the number.
-    pub(super) fn spread(self) -> u64 {
+    fn spread(self) -> u64 {
         u64::from(self.0) << 32 | u64::from(self.0)
     }
 }
@@ -126,8 +126,31 @@ impl KeyHash {
 #[derive(Clone, Copy, Debug)]
 struct Place {
     hash: KeyHash,
-    /// In [`Recent::versions`].
     at: u32,
+}
+
+/// Numbers of keys, by their hashes; the keys lie elsewhere.
+#[derive(Debug, Default)]
+pub(super) struct Places(HashTable<Place>);
+
+impl Places {
+    pub(super) fn with_capacity(keys: usize) -> Self {
+        Self(HashTable::with_capacity(keys))
+    }
+
+    /// The key must not be in it.
+    pub(super) fn insert(&mut self, hash: KeyHash, at: u32) {
+        self.0.insert_unique(hash.spread(), Place { hash, at }, |place| place.hash.spread());
+    }
+
+    /// `is_it`: whether a number is the key's.
+    pub(super) fn find(&self, hash: KeyHash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+        self.0.find(hash.spread(), |place| place.hash == hash && is_it(place.at)).map(|place| place.at)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (KeyHash, u32)> {
+        self.0.iter().map(|place| (place.hash, place.at))
+    }
 }
 
 /// One key space's changes.
@@ -138,7 +161,8 @@ pub(super) struct Recent {
     log: Log,
     /// Of each key, in the order in which the keys came.
     versions: Vec<Versions>,
-    places: HashTable<Place>,
+    /// In `versions`.
+    places: Places,
     order: Order,
     bytes: usize,
 }
@@ -158,13 +182,13 @@ impl Recent {
         let place = u32::try_from(self.versions.len()).unwrap_or(u32::MAX);
         self.versions.push(Versions { last: at, older: None });
         self.log.push(change);
-        self.places.insert_unique(hash.spread(), Place { hash, at: place }, |place| place.hash.spread());
+        self.places.insert(hash, place);
         let Self { log, versions, order, .. } = self;
         order.insert(place, |place| key_of(log, versions, place));
     }
 
     fn place(&self, key: &[u8], hash: KeyHash) -> Option<u32> {
-        self.places.find(hash.spread(), |place| place.hash == hash && self.key(place.at) == key).map(|place| place.at)
+        self.places.find(hash, |at| self.key(at) == key)
     }
 
     fn at(&self, place: u32) -> &Change {
@@ -236,7 +260,7 @@ impl Recent {
 
     /// The last change of each key, with the key's hash; in no order, so that nothing that is kept may depend on it.
     pub(super) fn hashed(&self) -> impl Iterator<Item = (KeyHash, &Change)> {
-        self.places.iter().map(|place| (place.hash, self.last_of(place.at)))
+        self.places.iter().map(|(hash, at)| (hash, self.last_of(at)))
     }
 
     /// A key's last change.

@@ -278,10 +278,7 @@ impl<I: Io> Driver<I> {
             Woken::Calls(calls) => calls.into_iter().for_each(|c| self.call(now, c)),
             Woken::Control(Some(control)) => self.control(now, control),
             // Nobody holds a handle any more.
-            Woken::Control(None) => {
-                self.hurry.store(true, Ordering::Relaxed);
-                self.core.handle(now, MemberEvent::Stop);
-            }
+            Woken::Control(None) => self.core.handle(now, MemberEvent::Stop),
             Woken::Peers(messages) => {
                 for (from, msg) in messages {
                     self.core.handle(now, MemberEvent::Peer { from, msg });
@@ -352,7 +349,6 @@ impl<I: Io> Driver<I> {
                 self.roomy.insert(id);
             }
             Control::Stop(done) => {
-                self.hurry.store(true, Ordering::Relaxed);
                 self.stop_replies.push(done);
                 self.core.handle(now, MemberEvent::Stop);
             }
