@@ -63,7 +63,7 @@ where
         match most {
             None => answer.await,
             Some(most) => {
-                let late = |_| Ok(Status::cancelled("Timeout expired").into_http());
+                let late = |_| Ok(unary::timed_out().into_http());
                 tokio::time::timeout(most, answer).await.unwrap_or_else(late)
             }
         }

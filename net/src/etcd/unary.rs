@@ -6,7 +6,6 @@
 
 use super::Api;
 use super::auth::Caller;
-use super::pb::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest};
 use super::peer_name::ClientCertName;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
@@ -113,7 +112,7 @@ where
             return Poll::Ready(answer);
         }
         match &mut this.deadline {
-            Some(deadline) => deadline.as_mut().poll(cx).map(|()| Err(Status::cancelled("Timeout expired"))),
+            Some(deadline) => deadline.as_mut().poll(cx).map(|()| Err(timed_out())),
             None => Poll::Pending,
         }
     }
@@ -153,30 +152,30 @@ where
     fn answer(&mut self, message: Bytes) -> Result<Answer, Status> {
         let metadata = MetadataMap::from_headers(std::mem::take(&mut self.headers));
         let caller = Caller::new(self.api.clone(), metadata, self.cert.take());
-        // Each in a box of its own size.
-        Ok(match self.call {
-            Call::Range => {
-                let request: RangeRequest = decode(message)?;
-                Box::pin(async move { caller.kv_range(request).await.map(|answer| encode(&answer)) })
-            }
-            Call::Put => {
-                let request: PutRequest = decode(message)?;
-                Box::pin(async move { caller.kv_put(request).await.map(|answer| encode(&answer)) })
-            }
-            Call::DeleteRange => {
-                let request: DeleteRangeRequest = decode(message)?;
-                Box::pin(async move { caller.kv_delete_range(request).await.map(|answer| encode(&answer)) })
-            }
-            Call::Txn => {
-                let request: TxnRequest = decode(message)?;
-                Box::pin(async move { caller.kv_txn(request).await.map(|answer| encode(&answer)) })
-            }
-            Call::Compact => {
-                let request: CompactionRequest = decode(message)?;
-                Box::pin(async move { caller.kv_compact(request).await.map(|answer| encode(&answer)) })
-            }
-        })
+        match self.call {
+            Call::Range => begin(caller, message, Caller::kv_range),
+            Call::Put => begin(caller, message, Caller::kv_put),
+            Call::DeleteRange => begin(caller, message, Caller::kv_delete_range),
+            Call::Txn => begin(caller, message, Caller::kv_txn),
+            Call::Compact => begin(caller, message, Caller::kv_compact),
+        }
     }
+}
+
+/// To whoever has waited for as long as he wanted to.
+pub(super) fn timed_out() -> Status {
+    Status::cancelled("Timeout expired")
+}
+
+/// Decodes the request and begins the call, in a box of its own size.
+fn begin<Q, A, F>(caller: Caller, message: Bytes, call: impl FnOnce(Caller, Q) -> F) -> Result<Answer, Status>
+where
+    Q: Message + Default,
+    A: Message,
+    F: Future<Output = Result<A, Status>> + Send + 'static,
+{
+    let answer = call(caller, decode(message)?);
+    Ok(Box::pin(async move { answer.await.map(|answer| encode(&answer)) }))
 }
 
 /// The length of the message that begins here; `None`: that is not there yet.
@@ -281,6 +280,7 @@ impl HttpBody for Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::pb::etcdserverpb::PutRequest;
 
     #[test]
     fn a_messages_length_is_known_once_its_prefix_is_there() {
