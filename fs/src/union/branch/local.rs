@@ -504,7 +504,7 @@ impl Branch for LocalBranch {
             Ok(())
         };
         // In a block there is no hole worth looking for.
-        let copied = if size <= PAGE_BYTES { each(0, size) } else { data_extents(source, from, size, &mut each) };
+        let copied = if size <= PAGE_BYTES { each(0, size) } else { data_extents(size, &mut |at, whence| source.lseek(from, at, whence), &mut each) };
         match copied {
             // Not between these two file systems.
             Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) if done == 0 => {

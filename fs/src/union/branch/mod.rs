@@ -209,20 +209,25 @@ pub(super) const SEEK_HOLE: u32 = 4;
 /// Bytes of one read while copying.
 const COPY_CHUNK_BYTES_MAX: usize = 1 << 20;
 
-/// Calls `each` with the start and the end of every stretch of data.
-fn data_extents(source: &dyn Branch, from: &Handle, size: u64, each: &mut dyn FnMut(u64, u64) -> Res<()>) -> Res<()> {
+/// lseek(2) in a file that is copied.
+type Seek<'s> = &'s mut dyn FnMut(u64, u32) -> Res<u64>;
+
+/// Calls `each` with the start and the end of every stretch of data in the first `size` bytes.
+fn data_extents(size: u64, seek: Seek<'_>, each: &mut dyn FnMut(u64, u64) -> Res<()>) -> Res<()> {
     let mut at = 0;
     while at < size {
-        let start = match source.lseek(from, at, SEEK_DATA) {
+        let start = match seek(at, SEEK_DATA) {
             Ok(start) => start,
             Err(crate::fop::Errno::ENXIO) => return Ok(()),
             // No file system is bound to know its holes.
             Err(_) => return each(at, size),
         };
-        let end = source.lseek(from, start, SEEK_HOLE)?.min(size);
-        if start >= end {
+        if start >= size {
             return Ok(());
         }
+        let end = seek(start, SEEK_HOLE)?.min(size);
+        // Somebody made a hole here since: what comes after it is data all the same.
+        let end = if start < end { end } else { size };
         each(start, end)?;
         at = end;
     }
@@ -230,12 +235,23 @@ fn data_extents(source: &dyn Branch, from: &Handle, size: u64, each: &mut dyn Fn
 }
 
 fn copy_by_reading<B: Branch + ?Sized>(to_branch: &B, to: &Handle, source: &dyn Branch, from: &Handle, size: u64) -> Res<()> {
+    copy_data(to_branch, to, size, &mut |at, whence| source.lseek(from, at, whence), &mut |at, buf| source.read(from, at, buf))
+}
+
+/// Copies the first `size` bytes of what `seek` and `read` show into an empty file, holes kept.
+pub(super) fn copy_data<B: Branch + ?Sized>(
+    to_branch: &B,
+    to: &Handle,
+    size: u64,
+    seek: Seek<'_>,
+    read: &mut dyn FnMut(u64, &mut [u8]) -> Res<usize>,
+) -> Res<()> {
     let mut buf = vec![0; COPY_CHUNK_BYTES_MAX.min(usize::try_from(size).unwrap_or(COPY_CHUNK_BYTES_MAX))];
-    data_extents(source, from, size, &mut |start, end| {
+    data_extents(size, seek, &mut |start, end| {
         let mut at = start;
         while at < end {
             let want = buf.len().min(usize::try_from(end - at).unwrap_or(buf.len()));
-            let got = source.read(from, at, &mut buf[..want])?;
+            let got = read(at, &mut buf[..want])?;
             if got == 0 {
                 break;
             }

@@ -1,14 +1,14 @@
 //! Reading and changing the data of lazy copies.
 
 use super::super::Res;
-use super::super::branch::{At, Branch, Handle, Open, SEEK_DATA, SEEK_HOLE};
+use super::super::branch::{At, Branch, Handle, Open, SEEK_DATA, SEEK_HOLE, copy_data};
 use super::super::core::Union;
 use super::super::names::LAZY;
 use super::super::node::Node;
 use super::bits::{Bits, bytes_for};
 use super::lower::lost_bitmap;
 use super::{Lazy, Maps, STEP_BYTES_MAX, State};
-use crate::fop::{Errno, SetAttr};
+use crate::fop::Errno;
 use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
 
 const KEEP_SIZE: u32 = 1;
@@ -245,25 +245,11 @@ impl Union {
 
     /// Copies all that a lazy file shows of its first `size` bytes into an empty one of any branch, holes kept.
     pub(in crate::union) fn copy_through(&self, file: LazyFile<'_>, to_branch: &dyn Branch, to: &Handle, size: u64) -> Res<()> {
-        let mut buf = vec![0; usize::try_from(size.min(STEP_BYTES_MAX)).expect("a step")];
-        let mut at = 0;
-        while at < size {
-            at = match self.lazy_seek(file, at, SEEK_DATA) {
-                Ok(start) => start,
-                Err(Errno::ENXIO) => break,
-                // No file system is bound to know its holes.
-                Err(_) => at,
-            };
-            // Somebody may have made a hole here since.
-            let end = self.lazy_seek(file, at, SEEK_HOLE).ok().filter(|end| *end > at).unwrap_or(size).min(size);
-            let want = usize::try_from(end.saturating_sub(at).min(STEP_BYTES_MAX)).expect("a step");
-            let got = self.lazy_read(file, at, &mut buf[..want])?;
-            if got == 0 {
-                break;
-            }
-            to_branch.write(to, at, &buf[..got])?;
-            at += got as u64;
-        }
-        to_branch.set_attr(At::Open(to), &SetAttr { size: Some(size), ..SetAttr::default() })
+        let mut seek = |at, whence| match self.lazy_seek(file, at, whence) {
+            // What cannot be told is read.
+            Err(_) if whence == SEEK_HOLE => Ok(size),
+            other => other,
+        };
+        copy_data(to_branch, to, size, &mut seek, &mut |at, buf| self.lazy_read(file, at, buf))
     }
 }
