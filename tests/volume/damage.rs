@@ -4,7 +4,7 @@ use crate::lab::{HEAL, Lab};
 use crate::support::{command, run, wait_for};
 use crate::{tree, writer};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const OBJECTS: usize = 1_000;
 
@@ -16,15 +16,6 @@ fn with_tree() -> (Lab, PathBuf) {
     run(command(["cp", "-a"]).arg(&tree).arg(&mnt));
     lab.hosts[2].unmount("mnt");
     (lab, tree)
-}
-
-fn remove(brick: &Path, dot_files: bool) {
-    for entry in fs::read_dir(brick).expect("the brick").flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name != "lost+found" && (dot_files || !name.starts_with('.')) {
-            run(command(["rm", "-rf"]).arg(entry.path()));
-        }
-    }
 }
 
 /// (c): bytes are flipped in one brick, which moves the files' mtime: an open finds it.
@@ -64,7 +55,7 @@ fn bytes_of_the_secondary_are_flipped() {
 /// `look`: the tree is looked at before it is healed, by a client that has nothing in its cache.
 fn removed(of: impl FnOnce(&Lab) -> usize, dot_files: bool, look: bool) {
     let (lab, tree) = with_tree();
-    remove(&lab.brick_dir(of(&lab)), dot_files);
+    lab.remove_all(of(&lab), dot_files);
     let mnt = lab.hosts[2].mount("h1,h2", "rep", "mnt");
     if look {
         tree::assert_same_to_rsync(&lab.hosts[2], &tree, &lab.hosts[2].dir.join("mnt/tree"));

@@ -282,6 +282,27 @@ impl Lab {
         self.hosts[host].path(self.hosts[host].brick("brick"))
     }
 
+    /// Removes everything in `host`'s brick under the feet of its server, which may be making files there: a name that
+    /// came into a directory while it was being emptied is removed by going over it again, as one would by hand.
+    pub fn remove_all(&self, host: usize, dot_files: bool) {
+        const TRIES: usize = 10;
+        for entry in fs::read_dir(self.brick_dir(host)).expect("the brick").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name == "lost+found" || (!dot_files && name.starts_with('.')) {
+                continue;
+            }
+            let rm = || output(&mut command(["rm", "-rf"]).arg(entry.path()));
+            let mut said = rm();
+            for _ in 1..TRIES {
+                if said.status.success() || !text(&said.stderr).contains("Directory not empty") {
+                    break;
+                }
+                said = rm();
+            }
+            assert!(said.status.success(), "{name} cannot be removed: {}", text(&said.stderr));
+        }
+    }
+
     /// What is different between the two bricks, as rsync lists it. (Content signatures are each brick's own.)
     pub fn brick_differences(&self) -> String {
         let from = format!("{}/", self.brick_dir(0).display());

@@ -3,7 +3,6 @@
 use crate::lab::Lab;
 use crate::support::{command, run, wait_for};
 use crate::tree;
-use std::fs;
 use std::time::Duration;
 
 /// Objects that are copied.
@@ -59,10 +58,7 @@ fn the_gluster_lab() {
 /// (a), with dot files and all, while the mount is looked at.
 fn everything_in_a_brick_is_removed(lab: &Lab, tree: &std::path::Path) {
     let victim = 1 - lab.primary();
-    let brick = lab.brick_dir(victim);
-    for entry in fs::read_dir(&brick).expect("the brick").flatten().filter(|e| e.file_name() != "lost+found") {
-        run(command(["rm", "-rf"]).arg(entry.path()));
-    }
+    lab.remove_all(victim, true);
     lab.hosts[1].mount("h2,h1", "rep", "mnt2");
     tree::assert_same_to_rsync(&lab.hosts[1], tree, &lab.hosts[1].dir.join("mnt2/tree"));
     lab.bricks_become_equal();
