@@ -6,4 +6,5 @@ pub mod fuse;
 pub mod volume;
 pub mod heal;
 pub mod replica;
+mod roam;
 pub mod union;

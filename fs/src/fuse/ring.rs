@@ -1,7 +1,6 @@
 //! FUSE over io_uring: the threads that serve a connection's rings.
 
 use brickraft_engine::io::uring::fuse::{FuseEntry, FuseRequest};
-use rustix::thread::CpuSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -83,10 +82,7 @@ impl Ring {
             let queue = n % queues;
             let (device, serve, tell) = (Arc::clone(device), Arc::clone(serve), tell.clone());
             let run = move || {
-                let mut cpus = CpuSet::new();
-                cpus.set(queue);
-                // A processor that is not there now: anywhere.
-                let _ = rustix::thread::sched_setaffinity(None, &cpus);
+                crate::roam::bind(queue);
                 let queue = u16::try_from(queue).expect("the kernel counts queues in 16 bits");
                 let mut entry = match FuseEntry::new(device, queue, payload_bytes) {
                     Ok(entry) => entry,

@@ -5,7 +5,7 @@ use super::branch::{At, Open};
 use super::core::Union;
 use super::lazy::{Lazy, LazyFile};
 use super::names::is_private_xattr;
-use super::node::Node;
+use super::node::{Node, lock};
 use super::slot::Slot;
 use crate::fop::{Attr, Errno, FileKind, SetAttr, StatFs};
 use std::collections::HashSet;
@@ -74,6 +74,11 @@ impl Union {
             return Err(Errno::ENODATA);
         }
         let node = self.table.get(ino)?;
+        // The kernel asks for the capabilities of each file before its first write. By descriptor it is cheaper than by name.
+        let open = lock(&self.files).get(ino);
+        if let Some(open) = open.filter(|open| !open.slot.is_gone()) {
+            return open.slot.branch.get_xattr(At::Open(&open.handle), name);
+        }
         self.with_object(&node, |slot, at| slot.branch.get_xattr(at, name))
     }
 

@@ -1,6 +1,7 @@
 //! Copy-up: an object of a branch that cannot be written is copied to one above that can, and becomes it.
 //!
-//! The copy is made in the target's work directory with everything that belongs to it, its data is synced, and one rename puts it in its place.
+//! The copy is made with everything that belongs to it, where nobody sees it: without a name where the branch can do that (one directory less to
+//! be written), else in the target's work directory. Its data is synced, and one link or rename puts it in its place.
 //! Parents come first. Nobody waits for a copy but who wants to change the same file.
 
 use super::Res;
@@ -11,20 +12,51 @@ use super::names::{XATTR_DEVICE, is_private_xattr};
 use super::node::{DirState, Marks, Name, Node, Spot, lock};
 use super::policy::Candidate;
 use super::search::{Found, plink_name};
-use super::slot::Slot;
+use super::slot::{Own, Slot};
 use super::whiteout::{keeping_times, leftovers, mark_layer_impure};
 use crate::fop::{Errno, FileKind, SetAttr};
+use crate::roam;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// A copy that waits in a work directory for its place.
+/// A copy that waits for its place.
 struct Copy {
-    name: Vec<u8>,
+    waits: Waits,
     stat: Stat,
     /// Of a file with data: open for both.
     data: Option<Handle>,
     /// Its data is yet to come.
     lazy: Option<Arc<Lazy>>,
+}
+
+/// Where nobody sees it.
+enum Waits {
+    /// In the target's work directory.
+    InWork(Vec<u8>),
+    Unnamed(Handle),
+}
+
+impl Waits {
+    fn at<'a>(&'a self, own: &'a Own) -> At<'a> {
+        match self {
+            Self::InWork(name) => At::Name(&own.work, name),
+            Self::Unnamed(handle) => At::Open(handle),
+        }
+    }
+
+    /// Puts it in its place. An unnamed one takes nobody else's: `EEXIST`.
+    fn end(&self, target: &Slot, own: &Own, dir: &Handle, name: &[u8]) -> Res<()> {
+        match self {
+            Self::InWork(temp) => target.branch.rename(&own.work, temp, dir, name, 0),
+            Self::Unnamed(handle) => target.branch.link(At::Open(handle), dir, name),
+        }
+    }
+
+    fn discard(&self, target: &Slot, own: &Own) {
+        if let Self::InWork(name) = self {
+            leftovers(target.delete_tree(&own.work, name));
+        }
+    }
 }
 
 /// What a copy shall have.
@@ -95,9 +127,9 @@ impl Union {
         if becomes_top {
             mark_layer_impure(place)?;
         }
-        let placed = keeping_times(slot, &place.dir, || branch.rename(&own.work, &copy.name, &place.dir, name, 0));
+        let placed = keeping_times(slot, &place.dir, || copy.waits.end(slot, &own, &place.dir, name));
         if let Err(e) = placed {
-            leftovers(slot.delete_tree(&own.work, &copy.name));
+            copy.waits.discard(slot, &own);
             return Err(e);
         }
         let handle = branch.open(At::Name(&place.dir, name), Open::Path)?;
@@ -182,7 +214,7 @@ impl Union {
             if let Some(lazy) = &copy.lazy {
                 self.discard_lazy(lazy);
             }
-            leftovers(target.delete_tree(&target.own()?.work, &copy.name));
+            copy.waits.discard(&target, &*target.own()?);
             placed?;
         }
         Err(Errno::EBUSY)
@@ -203,12 +235,16 @@ impl Union {
             && let Some(plinks) = &own.plinks
         {
             let kept = plink_name(node.ino, lower);
-            branch.link(At::Name(&own.work, &copy.name), plinks, &kept)?;
+            branch.link(copy.waits.at(&own), plinks, &kept)?;
             own.any_plinks.store(true, Ordering::Release);
             lock(&self.links).entry(node.ino).or_insert(lower.nlink);
         }
         let mut file = node.file_mut()?;
-        keeping_times(target, &place, || branch.rename(&own.work, &copy.name, &place, name, 0))?;
+        match keeping_times(target, &place, || copy.waits.end(target, &own, &place, name)) {
+            // Made behind our back since the search.
+            Err(Errno::EEXIST) => return Ok(false),
+            placed => placed?,
+        }
         file.slot = Arc::clone(target);
         file.id = copy.stat.id;
         file.spot = Spot::Name(place, Arc::clone(name));
@@ -231,8 +267,11 @@ impl Union {
         let copy = self.copy_to_work(slot, spot.at(), stat, target, &Wanted { keep, number: None, data: Some((node, &how)) })?;
         let own = target.own()?;
         let how = if stat.kind == FileKind::File { Open::Write } else { Open::Path };
-        let held = target.branch.open(At::Name(&own.work, &copy.name), how);
-        leftovers(target.branch.unlink(&own.work, &copy.name));
+        let held = match &copy.waits {
+            Waits::Unnamed(handle) => Ok(handle.clone()),
+            Waits::InWork(name) => target.branch.open(At::Name(&own.work, name), how),
+        };
+        copy.waits.discard(target, &own);
         let mut file = node.file_mut()?;
         file.spot = Spot::Open(held?);
         file.slot = Arc::clone(target);
@@ -245,16 +284,27 @@ impl Union {
     /// Makes the copy, with all that belongs to it.
     fn copy_to_work(&self, source: &Slot, from: At<'_>, stat: &Stat, target: &Arc<Slot>, wanted: &Wanted<'_>) -> Res<Copy> {
         let (own, branch) = (target.own()?, &target.branch);
-        let name = own.temp_name();
         let link = if stat.kind == FileKind::Symlink { source.branch.readlink(from)? } else { Vec::new() };
         let new = New { kind: stat.kind, mode: stat.mode, rdev: stat.rdev, target: &link, uid: stat.uid, gid: stat.gid };
-        let made = branch.make(&own.work, &name, &new)?;
+        let size = if stat.kind == FileKind::File { stat.size.min(wanted.keep) } else { 0 };
+        let lazily = matches!(wanted.data, Some((_, How::Lazily(_))));
+        let unnamed = if size > 0 && !lazily { branch.make_unnamed(&own.work, &new)? } else { None };
+        let (waits, made) = match unnamed {
+            Some((made, handle)) => (Waits::Unnamed(handle), made),
+            None => {
+                let name = own.temp_name();
+                let made = branch.make(&own.work, &name, &new)?;
+                (Waits::InWork(name), made)
+            }
+        };
         let mut lazy = None;
-        let copied = (|| {
-            let size = stat.size.min(wanted.keep);
+        let copied = roam::wait(|| {
             // By descriptor everything is cheaper than by name.
-            let data = if stat.kind == FileKind::File && size > 0 {
-                let output = branch.open(At::Name(&own.work, &name), Open::Write)?;
+            let data = if size > 0 {
+                let output = match &waits {
+                    Waits::Unnamed(handle) => handle.clone(),
+                    Waits::InWork(name) => branch.open(At::Name(&own.work, name), Open::Write)?,
+                };
                 if let Some((_, How::Lazily(path))) = wanted.data {
                     lazy = self.begin_lazily(source, stat, path, target, (&output, &made), size)?;
                 }
@@ -266,7 +316,7 @@ impl Union {
             let (from, at) = match &data {
                 Some((Some(input), output)) => (At::Open(input), At::Open(output)),
                 Some((None, output)) => (from, At::Open(output)),
-                None => (from, At::Name(&own.work, &name)),
+                None => (from, waits.at(&own)),
             };
             // After the data: a write takes file capabilities away.
             copy_xattrs(source, from, target, at)?;
@@ -281,14 +331,14 @@ impl Union {
             let data = data.map(|(_, output)| output);
             data.as_ref().map_or(Ok(()), |data| branch.fsync(data, false))?;
             Ok(data)
-        })();
+        });
         match copied {
-            Ok(data) => Ok(Copy { name, stat: made, data, lazy }),
+            Ok(data) => Ok(Copy { waits, stat: made, data, lazy }),
             Err(e) => {
                 if let Some(lazy) = &lazy {
                     self.discard_lazy(lazy);
                 }
-                leftovers(target.delete_tree(&own.work, &name));
+                waits.discard(target, &own);
                 Err(e)
             }
         }

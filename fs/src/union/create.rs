@@ -1,12 +1,12 @@
 //! New objects: mknod, mkdir, symlink, link.
 
 use super::branch::{At, Handle, New, Open, Stat};
-use super::core::{ATTEMPTS_MAX, Union};
-use super::node::{DirState, Node, Spot};
+use super::core::{ATTEMPTS_MAX, OpenFile, Union};
+use super::names::XATTR_DEVICE;
+use super::node::{DirState, Node, Spot, lock};
 use super::search::{Found, FoundFile, Whiteout, makeable};
 use super::slot::Slot;
 use super::whiteout::leftovers;
-use super::names::XATTR_DEVICE;
 use super::{Caller, Entry, Layout, Res};
 use crate::fop::{Attr, Errno, FileKind, RENAME_EXCHANGE, RENAME_NOREPLACE};
 use std::sync::Arc;
@@ -81,9 +81,13 @@ impl Union {
         let parent = self.directory(parent)?;
         self.at_site(&parent, name, None, |dir, site| {
             let inherited = self.inherit(site, new, umask)?;
-            let stat = self.make_at(site, name, &inherited)?;
+            let (stat, open) = self.make_at(site, name, &inherited)?;
             dir.changed();
             let (node, attr) = self.new_node(&parent, name, dir, site, &stat)?;
+            if let Some(handle) = open {
+                // Whoever made it will most likely write to it.
+                lock(&self.files).put(node.ino, OpenFile::new(&site.slot, handle, true, None));
+            }
             self.table.refer(&node);
             Ok(Entry { ino: node.ino, generation: 0, attr })
         })
@@ -167,8 +171,8 @@ impl Union {
         Ok(Inherited { has_acl: acl.is_some(), acl: acl.and_then(|(acl, _)| acl), default, new })
     }
 
-    /// Makes the object in its place, in one step.
-    fn make_at(&self, site: &Site, name: &[u8], inherited: &Inherited<'_>) -> Res<Stat> {
+    /// Makes the object in its place, in one step. A file may be open then.
+    fn make_at(&self, site: &Site, name: &[u8], inherited: &Inherited<'_>) -> Res<(Stat, Option<Handle>)> {
         let (slot, new) = (&site.slot, &inherited.new);
         let is_dir = new.kind == FileKind::Dir;
         let opaque = is_dir && site.over_dir;
@@ -176,8 +180,11 @@ impl Union {
         // What the file system makes with one call needs no detour. It makes objects as root.
         let zero = new.kind == FileKind::CharDevice && new.rdev == 0;
         let plain = !zero && new.uid == 0 && new.gid == 0 && new.mode & 0o7000 == 0 && !inherited.has_acl;
-        let stat = if plain && !opaque && !in_place {
-            slot.branch.make(&site.dir, name, new)?
+        let made = if plain && !opaque && !in_place {
+            match new.kind {
+                FileKind::File => slot.branch.make_open(&site.dir, name, new)?,
+                _ => (slot.branch.make(&site.dir, name, new)?, None),
+            }
         } else {
             let (temp, mut stat) = self.make_in_work(slot, new)?;
             let own = slot.own()?;
@@ -199,12 +206,12 @@ impl Union {
             if inherited.has_acl {
                 stat = slot.branch.stat(At::Name(&site.dir, name))?;
             }
-            stat
+            (stat, None)
         };
         if site.whiteout == Some(false) {
             leftovers(self.drop_whiteout(slot, &site.dir, name));
         }
-        Ok(stat)
+        Ok(made)
     }
 
     fn finish_in_work(&self, slot: &Slot, temp: &[u8], inherited: &Inherited<'_>, opaque: bool) -> Res<()> {

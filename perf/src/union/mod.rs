@@ -1,5 +1,6 @@
 //! Union mounts beside the kernel's overlayfs and the FUSE unions.
 
+mod disk;
 mod lower;
 mod report;
 mod systems;
@@ -9,6 +10,7 @@ use crate::circumstances::{Circumstances, load_average};
 use crate::kv::{build, root};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use disk::Disk;
 use lower::Lower;
 use report::Table;
 use std::path::PathBuf;
@@ -41,7 +43,7 @@ pub(crate) struct Options {
     /// More options for ours, as after `-o`
     #[arg(long)]
     with: Option<String>,
-    /// Where the branches lie
+    /// Where the branches lie, instead of on an ext4 of their own in an image
     #[arg(long)]
     data: Option<PathBuf>,
     /// Name of the files in perf/results
@@ -71,13 +73,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         None => build(&target)?,
     };
     systems::install(&systems)?;
-    let data = options.data.clone().unwrap_or_else(|| target.join("perf-data"));
+    let disk = if options.data.is_some() { None } else { Some(Disk::mount(&target.join("perf-data"))?) };
+    let data = options.data.as_deref().or(disk.as_ref().map(|d| &*d.dir)).context("nowhere to lie")?;
     let lower = Lower::make(&data.join("union-lower"), &options.tree, options.large << 20, &target)?;
     let before = load_average();
     let mut table = Table::new(&systems);
     for round in 0..options.rounds {
         for system in &systems {
-            let mut at = systems::Place::new(*system, &lower, &data, &brickraft, options.with.as_deref())?;
+            let mut at = systems::Place::new(*system, &lower, data, &brickraft, options.with.as_deref())?;
             for work in WORKS.iter().filter(|w| wanted(w.name, &options.only)) {
                 match (work.run)(&mut at) {
                     Ok(Some(seconds)) => {

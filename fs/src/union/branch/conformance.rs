@@ -16,7 +16,7 @@ fn names(branch: &dyn Branch, dir: &Handle) -> Vec<String> {
 
 /// Runs all of it, each case on a new, empty branch.
 pub fn run(make: &mut dyn FnMut() -> Box<dyn Branch>) {
-    for case in [objects, data, renames, links_and_holds, attributes, extended_attributes] {
+    for case in [objects, data, renames, links_and_holds, without_a_name, attributes, extended_attributes] {
         let branch = make();
         case(&*branch, &branch.root());
     }
@@ -34,7 +34,14 @@ fn objects(b: &dyn Branch, root: &Handle) {
     assert_eq!(b.readlink(At::Name(root, b"s")).expect("readlink"), b"over/there");
     let pipe = b.make(root, b"p", &new(FileKind::Fifo, 0o600)).expect("make a pipe");
     assert_eq!((pipe.kind, pipe.uid), (FileKind::Fifo, 3));
-    assert_eq!(names(b, root), ["d", "f", "p", "s"]);
+    let (open, held) = b.make_open(root, b"o", &new(FileKind::File, 0o2444)).expect("make a file and open it");
+    assert_eq!((open.kind, open.mode, open.uid, open.gid, open.size), (FileKind::File, 0o2444, 3, 4, 0));
+    if let Some(held) = held {
+        b.write(&held, 0, b"written").expect("write");
+    }
+    assert_eq!(b.stat(At::Name(root, b"o")).expect("stat").id, open.id);
+    assert_eq!(b.make_open(root, b"o", &new(FileKind::File, 0o640)).unwrap_err(), Errno::EEXIST);
+    assert_eq!(names(b, root), ["d", "f", "o", "p", "s"]);
     let d = b.open(At::Name(root, b"d"), Open::Path).expect("hold");
     b.make(&d, b"in", &new(FileKind::File, 0o600)).expect("make inside");
     assert_eq!(b.rmdir(root, b"d").unwrap_err(), Errno::ENOTEMPTY);
@@ -111,6 +118,24 @@ fn links_and_holds(b: &dyn Branch, root: &Handle) {
     assert_eq!(b.read(&held, 0, &mut buf), Ok(4));
     b.write(&held, 4, b"!").expect("write to what has no name");
     assert_eq!(b.stat(At::Open(&held)).expect("stat").size, 5);
+}
+
+fn without_a_name(b: &dyn Branch, root: &Handle) {
+    let Some((made, held)) = b.make_unnamed(root, &new(FileKind::File, 0o4640)).expect("make") else { return };
+    assert_eq!((made.kind, made.mode, made.uid, made.gid, made.size, made.nlink), (FileKind::File, 0o4640, 3, 4, 0, 0));
+    assert!(names(b, root).is_empty());
+    b.write(&held, 0, b"data").expect("write");
+    b.fsync(&held, false).expect("fsync");
+    b.make(root, b"taken", &new(FileKind::File, 0o600)).expect("make");
+    assert_eq!(b.link(At::Open(&held), root, b"taken").unwrap_err(), Errno::EEXIST);
+    b.link(At::Open(&held), root, b"f").expect("give it a name");
+    b.link(At::Open(&held), root, b"g").expect("and another one");
+    let stat = b.stat(At::Name(root, b"f")).expect("stat");
+    assert_eq!((stat.id, stat.nlink, stat.size), (made.id, 2, 4));
+    b.unlink(root, b"f").expect("unlink");
+    b.unlink(root, b"g").expect("unlink");
+    assert_eq!(b.link(At::Open(&held), root, b"h").unwrap_err(), Errno::ENOENT, "what had a name and lost it gets none");
+    assert_eq!(names(b, root), ["taken"]);
 }
 
 fn attributes(b: &dyn Branch, root: &Handle) {

@@ -19,6 +19,9 @@ const PAGE_BYTES: u64 = 4096;
 /// Bytes of one listing request.
 const LISTING_BYTES: usize = 1 << 16;
 
+/// How a file that is made is opened.
+const MADE: OFlags = OFlags::RDWR.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
 /// An object by descriptor.
 #[derive(Debug)]
 pub struct LocalObject {
@@ -108,6 +111,26 @@ fn stat_of(s: &fs::Stat) -> Stat {
         atime: TimeSpec { sec: s.st_atime as i64, nsec: s.st_atime_nsec as u32 },
         mtime: TimeSpec { sec: s.st_mtime as i64, nsec: s.st_mtime_nsec as u32 },
         ctime: TimeSpec { sec: s.st_ctime as i64, nsec: s.st_ctime_nsec as u32 },
+    }
+}
+
+impl LocalBranch {
+    /// Gives what was just made the owner and the mode that it shall have.
+    fn give(&self, at: At<'_>, new: &New<'_>) -> Res<Stat> {
+        let stat = self.stat(at)?;
+        let owned = stat.uid == new.uid && stat.gid == new.gid;
+        // mkdir(2) takes no set-id bits, chown(2) drops a file's, and a default ACL has its own idea of the rest.
+        let special = new.mode & 0o7000;
+        if owned && (new.kind == FileKind::Symlink || stat.mode & 0o7000 == special) {
+            return Ok(stat);
+        }
+        if !owned {
+            chown(at, Some(new.uid), Some(new.gid))?;
+        }
+        if new.kind != FileKind::Symlink {
+            chmod(at, stat.mode & 0o777 | special)?;
+        }
+        self.stat(at)
     }
 }
 
@@ -233,27 +256,33 @@ impl Branch for LocalBranch {
             FileKind::CharDevice => node(FileType::CharacterDevice)?,
             FileKind::BlockDevice => node(FileType::BlockDevice)?,
         }
-        let at = At::Name(dir, name);
-        let stat = self.stat(at)?;
-        let owned = stat.uid == new.uid && stat.gid == new.gid;
-        // mkdir(2) takes no set-id bits, chown(2) drops a file's, and a default ACL has its own idea of the rest.
-        let special = new.mode & 0o7000;
-        if owned && (new.kind == FileKind::Symlink || stat.mode & 0o7000 == special) {
-            return Ok(stat);
-        }
-        let fixed = (|| {
-            if !owned {
-                chown(at, Some(new.uid), Some(new.gid))?;
-            }
-            if new.kind != FileKind::Symlink {
-                chmod(at, stat.mode & 0o777 | special)?;
-            }
-            self.stat(at)
-        })();
+        let fixed = self.give(At::Name(dir, name), new);
         if fixed.is_err() {
             let _ = if new.kind == FileKind::Dir { self.rmdir(dir, name) } else { self.unlink(dir, name) };
         }
         fixed
+    }
+
+    fn make_open(&self, dir: &Handle, name: &[u8], new: &New<'_>) -> Res<(Stat, Option<Handle>)> {
+        let made = fs::openat(fd(dir)?, name, MADE | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, Mode::from_raw_mode(new.mode & 0o7777))?;
+        let made = handle(made, false);
+        match self.give(At::Open(&made), new) {
+            Ok(stat) => Ok((stat, Some(made))),
+            Err(e) => {
+                let _ = self.unlink(dir, name);
+                Err(e)
+            }
+        }
+    }
+
+    fn make_unnamed(&self, dir: &Handle, new: &New<'_>) -> Res<Option<(Stat, Handle)>> {
+        let made = match fs::openat(fd(dir)?, c".", MADE | OFlags::TMPFILE, Mode::from_raw_mode(new.mode & 0o7777)) {
+            // The second is what kernels say that do not know the flag.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => return Ok(None),
+            made => handle(made?, false),
+        };
+        let stat = self.give(At::Open(&made), new)?;
+        Ok(Some((stat, made)))
     }
 
     fn link(&self, from: At<'_>, dir: &Handle, name: &[u8]) -> Res<()> {

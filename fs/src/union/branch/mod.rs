@@ -148,6 +148,16 @@ pub trait Branch: Send + Sync + std::fmt::Debug {
     fn readlink(&self, at: At<'_>) -> Res<Vec<u8>>;
     /// Makes an object with exactly this owner and mode (but for what a default ACL of `dir` says).
     fn make(&self, dir: &Handle, name: &[u8], new: &New<'_>) -> Res<Stat>;
+    /// Makes a regular file as [`Branch::make`] does, and leaves it open both ways where that costs nothing.
+    fn make_open(&self, dir: &Handle, name: &[u8], new: &New<'_>) -> Res<(Stat, Option<Handle>)> {
+        self.make(dir, name, new).map(|stat| (stat, None))
+    }
+    /// Makes an empty regular file as [`Branch::make`] does, but without a name (`O_TMPFILE`), open both ways: [`Branch::link`] gives it one.
+    /// It is gone with its handle, or with a crash. `None` where that is not possible.
+    fn make_unnamed(&self, dir: &Handle, new: &New<'_>) -> Res<Option<(Stat, Handle)>> {
+        let _ = (dir, new);
+        Ok(None)
+    }
     /// link(2).
     fn link(&self, from: At<'_>, dir: &Handle, name: &[u8]) -> Res<()>;
     /// unlink(2).

@@ -23,6 +23,8 @@ struct Node {
     gid: u32,
     rdev: u64,
     nlink: u32,
+    /// Never had a name, and may get one.
+    unnamed: bool,
     target: Vec<u8>,
     names: BTreeMap<Vec<u8>, u64>,
     data: Arc<Vec<u8>>,
@@ -135,6 +137,7 @@ fn node(new: &New<'_>, now: TimeSpec) -> Node {
         gid: new.gid,
         rdev: new.rdev,
         nlink: if new.kind == FileKind::Dir { 2 } else { 1 },
+        unnamed: false,
         target: new.target.to_vec(),
         names: BTreeMap::new(),
         data: Arc::default(),
@@ -253,12 +256,17 @@ impl Tree {
             Err(Errno::ENOENT) => {}
             Err(e) => return Err(e),
         }
+        let ino = self.add(|now| node(new, now));
+        self.add_name(dir, name, ino)?;
+        Ok(ino)
+    }
+
+    fn add(&mut self, node: impl FnOnce(TimeSpec) -> Node) -> u64 {
         let ino = self.next;
         self.next += 1;
         self.clock += 1;
-        self.nodes.insert(ino, Arc::new(node(new, TimeSpec { sec: self.clock, nsec: 0 })));
-        self.add_name(dir, name, ino)?;
-        Ok(ino)
+        self.nodes.insert(ino, Arc::new(node(TimeSpec { sec: self.clock, nsec: 0 })));
+        ino
     }
 }
 
@@ -344,6 +352,16 @@ impl Branch for SimBranch {
         Ok(self.stat_of(ino, state.tree.get(ino)?))
     }
 
+    fn make_unnamed(&self, dir: &Handle, new: &New<'_>) -> Res<Option<(Stat, Handle)>> {
+        let dir = number(dir)?;
+        let ino = self.change(|tree| {
+            tree.get(dir)?;
+            Ok(tree.add(|now| Node { nlink: 0, unnamed: true, ..node(new, now) }))
+        })?;
+        let handle = Handle::Sim(Arc::new(SimObject(ino)));
+        Ok(Some((self.stat(At::Open(&handle))?, handle)))
+    }
+
     fn link(&self, from: At<'_>, dir: &Handle, name: &[u8]) -> Res<()> {
         let dir = number(dir)?;
         self.change(|tree| {
@@ -354,9 +372,10 @@ impl Branch for SimBranch {
             let node = tree.get_mut(ino)?;
             match (node.kind, node.nlink) {
                 (FileKind::Dir, _) => return Err(Errno::EPERM),
-                (_, 0) => return Err(Errno::ENOENT),
+                (_, 0) if !node.unnamed => return Err(Errno::ENOENT),
                 _ => node.nlink += 1,
             }
+            node.unnamed = false;
             tree.add_name(dir, name, ino)
         })
     }
