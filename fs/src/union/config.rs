@@ -1,6 +1,7 @@
 //! What a union is made of, and how the words of AUFS's options are read.
 
 use super::branch::Branch;
+use super::error::UnionError;
 use crate::volume::Volume;
 use std::fmt;
 use std::path::PathBuf;
@@ -31,6 +32,9 @@ pub struct UnionConfig {
     pub sum: bool,
     /// How huge files are copied up.
     pub lazy: LazyConfig,
+    /// Nothing is synced, neither copies nor what fsync(2) asks for, until the union ends in order (overlayfs's `volatile`). A branch whose union
+    /// did not is refused. Neither with [`LazyConfig::cpup`] nor with writable branches on volumes.
+    pub volatile: bool,
 }
 
 /// Copy-up block by block, as a file is written to. Not with [`Layout::Overlay`].
@@ -64,6 +68,18 @@ impl Default for UnionConfig {
             plink: true,
             sum: false,
             lazy: LazyConfig::default(),
+            volatile: false,
+        }
+    }
+}
+
+impl UnionConfig {
+    /// What a `lazy-cpup` excludes.
+    pub(super) fn goes_with_lazy(&self) -> Result<(), UnionError> {
+        match (self.layout, self.volatile) {
+            (Layout::Overlay, _) => Err(UnionError::LazyOverlay),
+            (_, true) => Err(UnionError::LazyVolatile),
+            _ => Ok(()),
         }
     }
 }

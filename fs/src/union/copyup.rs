@@ -329,7 +329,9 @@ impl Union {
             let times = SetAttr { atime: Some(stat.atime), mtime: Some(stat.mtime), ..SetAttr::default() };
             branch.set_attr(at, &times)?;
             let data = data.map(|(_, output)| output);
-            data.as_ref().map_or(Ok(()), |data| branch.fsync(data, false))?;
+            if let Some(data) = data.as_ref().filter(|_| !self.config.volatile) {
+                branch.fsync(data, false)?;
+            }
             Ok(data)
         });
         match copied {

@@ -92,8 +92,8 @@ impl Union {
         if config.branches.len() > BRANCHES_MAX {
             return Err(UnionError::TooManyBranches);
         }
-        if config.lazy.cpup.is_some() && config.layout == super::Layout::Overlay {
-            return Err(UnionError::LazyOverlay);
+        if config.lazy.cpup.is_some() {
+            config.goes_with_lazy()?;
         }
         rustix::process::umask(rustix::fs::Mode::empty());
         for (i, branch) in config.branches.iter().enumerate() {
@@ -102,13 +102,21 @@ impl Union {
             }
         }
         let instance = rand::random();
-        let mut slots = Vec::new();
+        let mut slots: Vec<Arc<Slot>> = Vec::new();
         for branch in &config.branches {
-            let slot = Slot::open(branch)?;
-            if branch.perm.writable() {
-                slot.prepare(config.layout, config.plink, instance)?;
+            let opened = Slot::open(branch).and_then(|slot| {
+                if branch.perm.writable() {
+                    slot.prepare(&config, instance)?;
+                }
+                Ok(slot)
+            });
+            match opened {
+                Ok(slot) => slots.push(slot),
+                Err(e) => {
+                    slots.iter().for_each(|slot| slot.close(&config));
+                    return Err(e);
+                }
             }
-            slots.push(slot);
         }
         let policies = Policies::new(config.create, config.copyup);
         let union = Self {
@@ -137,7 +145,7 @@ impl Union {
         self.scout.end();
         self.lazy.flush_all();
         for slot in &self.view().slots {
-            slot.close(self.config.layout);
+            slot.close(&self.config);
         }
     }
 

@@ -32,6 +32,13 @@ pub enum UnionError {
     Needed { branch: String, files: usize, example: String },
     #[error("lazy-cpup does not go with layout=overlay: overlayfs would take the sparse copies for whole files")]
     LazyOverlay,
+    #[error("lazy-cpup does not go with volatile: what a copy has already must be known after a crash")]
+    LazyVolatile,
+    #[error(
+        "branch {branch} was written to with the option volatile by a union that did not end in order, or still runs: files in it may be half \
+         there. Begin with an empty branch, or, if the machine has not crashed since, take it as it is: rmdir {branch}/.wh..wh.volatile"
+    )]
+    Volatile { branch: String },
     #[error("{0} is not supported yet")]
     NotSupportedYet(&'static str),
 }

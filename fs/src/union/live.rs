@@ -27,7 +27,7 @@ impl Union {
                 if perm.writable() && !slot.writable() {
                     // What is written to it would show in what was not copied up from it.
                     self.check_not_needed(&slot)?;
-                    slot.prepare(self.config.layout, self.config.plink, self.instance)?;
+                    slot.prepare(&self.config, self.instance)?;
                 }
                 self.lazy.flush_all();
                 slot.set_perm(perm);
@@ -51,11 +51,13 @@ impl Union {
                 // What was written since: the branch may come again.
                 self.lazy.flush_all();
                 self.lazy.close_lowers();
-                slot.close(self.config.layout);
+                slot.close(&self.config);
                 return Ok(());
             }
-            BranchChange::LazyCopyUp(Some(_)) if self.config.layout == super::Layout::Overlay => return Err(UnionError::LazyOverlay),
             BranchChange::LazyCopyUp(bytes) => {
+                if bytes.is_some() {
+                    self.config.goes_with_lazy()?;
+                }
                 self.lazy.set_cpup(bytes);
                 return Ok(());
             }
@@ -74,7 +76,7 @@ impl Union {
         }
         let slot = Slot::open(config)?;
         if config.perm.writable() {
-            slot.prepare(self.config.layout, self.config.plink, self.instance)?;
+            slot.prepare(&self.config, self.instance)?;
         }
         Ok(slot)
     }

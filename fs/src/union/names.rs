@@ -14,6 +14,9 @@ pub const WORK: &[u8] = b".wh..wh.orph";
 /// In a writable branch's root: which blocks of files that are copied up lazily are there already, by the mark's ID.
 pub const LAZY: &[u8] = b".wh..wh.lazy";
 
+/// In a writable branch's root: a union writes to it with `volatile`, or did and did not end in order.
+pub const VOLATILE: &[u8] = b".wh..wh.volatile";
+
 /// The inode number that an object goes by: `NUMBER.OWN`, both 16 hexadecimal digits; counts only where OWN is the number of the
 /// object that carries it, so that a copy made by hand is not taken for the original.
 pub const XATTR_NUMBER: &[u8] = b"trusted.brickraft.ino";

@@ -2,9 +2,9 @@
 
 use super::branch::{At, Branch, Handle, LocalBranch, New, ObjectId, Open, VolumeBranch};
 use super::lazy::sweep_bitmaps;
-use super::names::{PLINKS, WHITEOUT_BASE, WORK};
+use super::names::{PLINKS, VOLATILE, WHITEOUT_BASE, WORK};
 use super::watch::{Watched, Watcher};
-use super::{BranchConfig, BranchSource, Layout, Perm, Res, UnionError};
+use super::{BranchConfig, BranchSource, Layout, Perm, Res, UnionConfig, UnionError};
 use crate::fop::{Errno, FileKind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -131,14 +131,50 @@ impl Slot {
     }
 
     /// Makes ready for writing: bookkeeping at the root, a work directory, leftovers of dead unions swept.
-    pub(super) fn prepare(&self, layout: Layout, plink: bool, instance: u64) -> Result<(), UnionError> {
+    pub(super) fn prepare(&self, config: &UnionConfig, instance: u64) -> Result<(), UnionError> {
+        let layout = config.layout;
         let fail = |doing, source| UnionError::Branch { branch: self.source.label(), doing, source };
         if layout == Layout::Overlay && !self.branch.can_hold_overlay() {
             return Err(UnionError::NotSupportedYet("overlayfs's layout on a volume"));
         }
-        let own = self.make_own(layout, plink, instance).map_err(|e| fail("make the bookkeeping of a writable branch", e))?;
+        // Else the mark is the union's own: the branch was writable before, and read-only in between.
+        let first = self.own().is_err();
+        if first {
+            self.check_not_marked()?;
+        }
+        let own = self.make_own(layout, config.plink, instance).map_err(|e| fail("make the bookkeeping of a writable branch", e))?;
+        if first && config.volatile {
+            self.mark_volatile()?;
+        }
         *self.own.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(own));
         Ok(())
+    }
+
+    /// Refuses what was left half synced.
+    fn check_not_marked(&self) -> Result<(), UnionError> {
+        let branch = self.source.label();
+        match self.branch.stat(At::Name(&self.root, VOLATILE)) {
+            Ok(_) => Err(UnionError::Volatile { branch }),
+            Err(Errno::ENOENT) => Ok(()),
+            Err(source) => Err(UnionError::Branch { branch, doing: "look for the mark of volatile", source }),
+        }
+    }
+
+    /// Leaves the mark, on the disk before anything that it warns of.
+    fn mark_volatile(&self) -> Result<(), UnionError> {
+        if matches!(self.source, BranchSource::Volume { .. }) {
+            return Err(UnionError::NotSupportedYet("volatile with a writable branch on a volume"));
+        }
+        let marked = self.branch.make(&self.root, VOLATILE, &OURS).and_then(|_| self.branch.fsync(&self.root, false));
+        marked.map_err(|source| UnionError::Branch { branch: self.source.label(), doing: "leave the mark of volatile", source })
+    }
+
+    /// Makes what was written durable, and takes the mark away.
+    fn end_volatile(&self) {
+        let ended = self.branch.sync_all().and_then(|()| self.branch.rmdir(&self.root, VOLATILE)).and_then(|()| self.branch.fsync(&self.root, false));
+        if let Err(e) = ended {
+            tracing::error!(branch = self.source.label(), %e, "what was written with volatile is not certain to be on the disk; the branch keeps its mark");
+        }
     }
 
     fn make_own(&self, layout: Layout, plink: bool, instance: u64) -> Res<Own> {
@@ -194,16 +230,19 @@ impl Slot {
     }
 
     /// Leaves nothing of this union behind but what the layout is made of.
-    pub(super) fn close(&self, layout: Layout) {
+    pub(super) fn close(&self, config: &UnionConfig) {
         let Some(own) = self.own.write().unwrap_or_else(PoisonError::into_inner).take() else { return };
         let Ok(work_root) = self.branch.open(At::Name(&self.root, WORK), Open::Path) else { return };
         // What is left there is what could not be removed before.
         let _ = sweep_bitmaps(self, &own.work);
         let _ = self.delete_tree(&work_root, &own.instance);
-        if layout == Layout::Overlay {
+        if config.layout == Layout::Overlay {
             // Only where nothing else is in them: overlayfs would show them.
             let _ = self.branch.rmdir(&self.root, WORK);
             let _ = self.branch.rmdir(&self.root, PLINKS);
+        }
+        if config.volatile {
+            self.end_volatile();
         }
     }
 

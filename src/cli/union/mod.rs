@@ -38,7 +38,7 @@ pub(crate) struct UnionArgs {
     dir: Option<PathBuf>,
     /// AUFS's options. br=BRANCH:BRANCH... (also br:, dirs=), topmost first, each with =rw, =ro or =rr (and +wh); a branch is a directory or HOST:VOLUME[/DIR].
     /// create=tdp|rr|mfs|pmfs..., cpup=tdp|bup|bu, udba=notify|reval|none (notify, the default, is reval where the kernel cannot tell of
-    /// changes made directly in a branch), layout=aufs|overlay, always-whiteout, noplink, sum, dirren=off, lazy-cpup=SIZE (files of so many bytes, as 4G, are copied up block by block as they are written to), passthrough, io_uring; ro, noatime, nodev...;
+    /// changes made directly in a branch), layout=aufs|overlay, always-whiteout, noplink, sum, dirren=off, lazy-cpup=SIZE (files of so many bytes, as 4G, are copied up block by block as they are written to), volatile (nothing is synced until the unmount), passthrough, io_uring; ro, noatime, nodev...;
     /// remount with append:, prepend:, add:N:, mod:, del: on a live union
     #[arg(short = 'o')]
     options: Vec<String>,

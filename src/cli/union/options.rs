@@ -93,6 +93,10 @@ impl Options {
             out.union.lazy.cpup.is_none() || out.union.layout == Layout::Aufs,
             "lazy-cpup and layout=overlay exclude each other: overlayfs would take the sparse copies for whole files"
         );
+        ensure!(
+            out.union.lazy.cpup.is_none() || !out.union.volatile,
+            "lazy-cpup and volatile exclude each other: what a copy has already must be known after a crash"
+        );
         ensure!(out.remount || out.changes.is_empty(), "append, prepend, add, mod and del change a live union: give them with remount");
         ensure!(!(out.passthrough && out.writeback), "writeback and passthrough exclude each other (the kernel's rule): give one");
         ensure!(!out.remount || out.branches.is_empty(), "branches of a live union are changed by append, prepend, add, mod and del");
@@ -225,12 +229,13 @@ impl Options {
             ("nolazy-cpup", "") => self.lazy_cpup = Some(Change::LazyCopyUp(None)),
             ("plink", "") => u.plink = true,
             ("noplink", "") => u.plink = false,
+            ("volatile", "") => u.volatile = true,
             ("sum" | "wsum", "") => u.sum = true,
             ("nosum", "") => u.sum = false,
             ("always-whiteout", "") => u.always_whiteout = true,
             ("dirren", "" | "on") => u.dirren = true,
             ("nodirren", "") | ("dirren", "off") => u.dirren = false,
-            ("plink" | "noplink" | "nolazy-cpup" | "sum" | "nosum" | "dirren" | "nodirren", _) => bail!("option {word}: no such value"),
+            ("plink" | "noplink" | "nolazy-cpup" | "volatile" | "sum" | "nosum" | "dirren" | "nodirren", _) => bail!("option {word}: no such value"),
             _ => return Ok(false),
         }
         Ok(true)
@@ -437,6 +442,8 @@ mod tests {
             ("lazy-cpup=99999999T", "must be a size"),
             ("nolazy-cpup=1G", "no such value"),
             ("lazy-cpup=1G,layout=overlay", "exclude each other"),
+            ("lazy-cpup=1G,volatile", "exclude each other"),
+            ("volatile=yes", "no such value"),
         ] {
             let why = format!("{:#}", parse(bad).expect_err(bad));
             assert!(why.contains(said), "{bad}: {why}");

@@ -481,6 +481,10 @@ impl Branch for LocalBranch {
         Ok(synced?)
     }
 
+    fn sync_all(&self) -> Res<()> {
+        Ok(fs::syncfs(fd(&self.root)?)?)
+    }
+
     fn statfs(&self) -> Res<StatFs> {
         let s = fs::fstatvfs(fd(&self.root)?)?;
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);

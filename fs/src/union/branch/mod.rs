@@ -16,7 +16,7 @@ pub(in crate::union) use volume::tests::volume;
 pub use volume::{VolumeBranch, VolumeObject};
 
 use super::Res;
-use crate::fop::{FileKind, SetAttr, StatFs, TimeSpec};
+use crate::fop::{Errno, FileKind, SetAttr, StatFs, TimeSpec};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -199,6 +199,10 @@ pub trait Branch: Send + Sync + std::fmt::Debug {
     fn lseek(&self, file: &Handle, offset: u64, whence: u32) -> Res<u64>;
     /// fsync(2) of an open file, or of a directory.
     fn fsync(&self, file: &Handle, data_only: bool) -> Res<()>;
+    /// syncfs(2): all that there is reaches the disk. `EOPNOTSUPP` where that is not possible.
+    fn sync_all(&self) -> Res<()> {
+        Err(Errno::EOPNOTSUPP)
+    }
     /// statfs(2).
     fn statfs(&self) -> Res<StatFs>;
     /// Takes a work directory for as long as the handle lives; false when somebody else has it.

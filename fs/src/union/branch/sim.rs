@@ -545,6 +545,15 @@ impl Branch for SimBranch {
         })
     }
 
+    fn sync_all(&self) -> Res<()> {
+        self.change(|tree| {
+            for node in tree.nodes.values_mut().map(Arc::make_mut) {
+                node.synced = Arc::clone(&node.data);
+            }
+            Ok(())
+        })
+    }
+
     fn statfs(&self) -> Res<StatFs> {
         Ok(StatFs {
             blocks: 1 << 20,

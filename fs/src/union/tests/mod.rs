@@ -8,6 +8,7 @@ mod model;
 mod outside;
 mod random;
 mod together;
+mod volatile;
 
 use super::branch::{Branch, SimBranch};
 use super::{BranchConfig, BranchSource, Caller, Entry, Perm, ROOT_INO, Res, Union, UnionConfig};
