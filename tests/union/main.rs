@@ -13,6 +13,7 @@ mod passthrough;
 mod posix;
 mod replicated;
 mod stack;
+mod volatile;
 
 #[path = "../volume/lab.rs"]
 #[allow(dead_code, reason = "not all of it is used here")]

@@ -298,7 +298,7 @@ impl Union {
             }
         };
         let mut lazy = None;
-        let copied = roam::wait(|| {
+        let mut make = || {
             // By descriptor everything is cheaper than by name.
             let data = if size > 0 {
                 let output = match &waits {
@@ -333,7 +333,8 @@ impl Union {
                 branch.fsync(data, false)?;
             }
             Ok(data)
-        });
+        };
+        let copied = if size > 0 { roam::wait(make) } else { make() };
         match copied {
             Ok(data) => Ok(Copy { waits, stat: made, data, lazy }),
             Err(e) => {

@@ -171,7 +171,11 @@ impl Slot {
 
     /// Makes what was written durable, and takes the mark away.
     fn end_volatile(&self) {
-        let ended = self.branch.sync_all().and_then(|()| self.branch.rmdir(&self.root, VOLATILE)).and_then(|()| self.branch.fsync(&self.root, false));
+        let ended = self
+            .branch
+            .sync_all()
+            .and_then(|()| self.branch.rmdir(&self.root, VOLATILE))
+            .and_then(|()| self.branch.fsync(&self.root, false));
         if let Err(e) = ended {
             tracing::error!(branch = self.source.label(), %e, "what was written with volatile is not certain to be on the disk; the branch keeps its mark");
         }

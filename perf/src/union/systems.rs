@@ -21,10 +21,12 @@ pub(crate) enum System {
     OursRing,
     /// The same with `passthrough`.
     OursThrough,
+    /// By io_uring, and nothing is synced, as unionfs-fuse and fuse-overlayfs do it.
+    OursVolatile,
 }
 
 impl System {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Overlayfs,
         Self::FuseOverlayfs,
         Self::Mergerfs,
@@ -33,6 +35,7 @@ impl System {
         Self::OursNone,
         Self::OursRing,
         Self::OursThrough,
+        Self::OursVolatile,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -45,11 +48,12 @@ impl System {
             Self::OursNone => "brickraft-none",
             Self::OursRing => "brickraft-ring",
             Self::OursThrough => "brickraft-through",
+            Self::OursVolatile => "brickraft-volatile",
         }
     }
 
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Ours | Self::OursNone | Self::OursRing | Self::OursThrough)
+        matches!(self, Self::Ours | Self::OursNone | Self::OursRing | Self::OursThrough | Self::OursVolatile)
     }
 
     /// mergerfs has no copy-up and no whiteouts.
@@ -102,12 +106,13 @@ impl System {
                 c.arg(format!("{u}=RW:{l}=RO"));
                 c
             }
-            Self::Ours | Self::OursNone | Self::OursRing | Self::OursThrough => {
+            Self::Ours | Self::OursNone | Self::OursRing | Self::OursThrough | Self::OursVolatile => {
                 // Once the kernel's switch is on, all would use rings.
                 let own = match self {
                     Self::OursNone => "udba=none,noio_uring",
                     Self::OursRing => "io_uring",
                     Self::OursThrough => "io_uring,passthrough",
+                    Self::OursVolatile => "io_uring,volatile",
                     _ => "noio_uring",
                 };
                 let mut options = format!("br={u}=rw:{l}=ro,{own}");

@@ -235,7 +235,9 @@ impl Options {
             ("always-whiteout", "") => u.always_whiteout = true,
             ("dirren", "" | "on") => u.dirren = true,
             ("nodirren", "") | ("dirren", "off") => u.dirren = false,
-            ("plink" | "noplink" | "nolazy-cpup" | "volatile" | "sum" | "nosum" | "dirren" | "nodirren", _) => bail!("option {word}: no such value"),
+            ("plink" | "noplink" | "nolazy-cpup" | "volatile" | "sum" | "nosum" | "dirren" | "nodirren", _) => {
+                bail!("option {word}: no such value")
+            }
             _ => return Ok(false),
         }
         Ok(true)

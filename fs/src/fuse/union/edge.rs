@@ -97,9 +97,9 @@ impl Edge {
         Ok(Some(Candidate { file, id: (stat.st_dev, stat.st_ino), writable }))
     }
 
-    /// CREATE; without it the kernel sends MKNOD, and nothing when the file is closed.
+    /// CREATE; without it the kernel sends MKNOD, and nothing when the file is closed, but where files are opened.
     pub(super) fn create(&self, parent: u64, name: &[u8], mode: u32, flags: u32, caller: &Caller) -> Res<(Entry, FileHandle, FopenFlags)> {
-        if self.options.create_by_mknod {
+        if self.options.create_by_mknod && self.opens().is_none() {
             return Err(Errno::ENOSYS);
         }
         let entry = match self.union.mknod(parent, name, FileKind::File, mode & 0o7777, 0, caller) {
