@@ -1,12 +1,23 @@
-//! SIGINT and SIGTERM as a flag.
+//! SIGINT and SIGTERM as a flag, and as something to wait for.
 
 use anyhow::{Context, Result};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Set once the process is asked to stop. A second signal ends it at once.
 #[derive(Clone, Debug)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    wanted: Mutex<bool>,
+    told: Condvar,
+}
+
+impl Shared {
+    fn wanted(&self) -> MutexGuard<'_, bool> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Stop {
     /// Starts listening.
@@ -14,8 +25,8 @@ impl Stop {
     /// # Errors
     /// The handlers cannot be installed.
     pub fn install() -> Result<Self> {
-        let flag = Arc::new(AtomicBool::new(false));
-        let seen = flag.clone();
+        let shared = Arc::<Shared>::default();
+        let seen = shared.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the signal thread's runtime")?;
         let (ready, installed) = std::sync::mpsc::channel();
         std::thread::Builder::new()
@@ -30,20 +41,27 @@ impl Stop {
                     let _ = ready.send(Ok(()));
                     loop {
                         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-                        if seen.swap(true, Ordering::AcqRel) {
+                        if std::mem::replace(&mut *seen.wanted(), true) {
                             std::process::exit(130);
                         }
+                        seen.told.notify_all();
                     }
                 });
             })
             .context("start the signal thread")?;
         installed.recv().context("the signal thread ended")?.context("listen for signals")?;
-        Ok(Self(flag))
+        Ok(Self(shared))
     }
 
     /// True once the process was asked to stop.
     #[must_use]
     pub fn wanted(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        *self.0.wanted()
+    }
+
+    /// Returns once the process was asked to stop.
+    pub fn wait(&self) {
+        let wanted = self.0.wanted();
+        drop(self.0.told.wait_while(wanted, |wanted| !*wanted).unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -77,6 +77,7 @@ impl Errno {
     pub const ENOENT: Self = Self(2);
     pub const EIO: Self = Self(5);
     pub const ENXIO: Self = Self(6);
+    pub const E2BIG: Self = Self(7);
     pub const EBADF: Self = Self(9);
     pub const EAGAIN: Self = Self(11);
     pub const EACCES: Self = Self(13);
@@ -101,6 +102,7 @@ impl Errno {
     pub const ENOTCONN: Self = Self(107);
     pub const ETIMEDOUT: Self = Self(110);
     pub const ESTALE: Self = Self(116);
+    pub const EDQUOT: Self = Self(122);
 }
 
 impl From<std::io::Error> for Errno {

@@ -45,7 +45,7 @@ pub struct Link {
 
 impl Link {
     /// Starts connecting to `address` (`host:port`, looked up anew each time). Must be called inside a
-    /// [`tokio::task::LocalSet`]. Each connection begins with `preface` and `hello`.
+    /// [`tokio::task::LocalSet`] or a `LocalRuntime`. Each connection begins with `preface` and `hello`.
     pub fn start(address: String, preface: Preface, hello: Bytes, on_event: impl Fn(LinkEvent) + 'static) -> Self {
         Self::start_with(address, None, preface, hello, on_event)
     }

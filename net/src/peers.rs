@@ -168,7 +168,7 @@ async fn answer_members(me: &Me, mut write: impl AsyncWrite + Unpin) -> io::Resu
 }
 
 /// Makes the transport of member `who` and the tasks that serve it. Must be called inside a
-/// [`tokio::task::LocalSet`]. `addresses` changes with the membership; peers that are not in it are not let in. Ports and
+/// [`tokio::task::LocalSet`] or a `LocalRuntime`. `addresses` changes with the membership; peers that are not in it are not let in. Ports and
 /// addresses that ask for TLS are of no use without `tls`.
 ///
 /// `status` is what strangers are told who ask for the members.

@@ -143,9 +143,7 @@ pub(super) fn is_live(stop: Stop, dir: &Path, tell_ready: bool) -> Result<()> {
     }
     let dir = dir.to_owned();
     std::thread::spawn(move || {
-        while !stop.wanted() {
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        stop.wait();
         // A busy mount point goes as soon as its last user does.
         let _ = detach(&dir);
     });

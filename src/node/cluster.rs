@@ -54,7 +54,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts following the store. Must be called inside a [`tokio::task::LocalSet`].
+    /// Starts following the store. Must be called inside a [`tokio::task::LocalSet`] or a `LocalRuntime`.
     #[must_use]
     pub fn follow(member: MemberHandle) -> Self {
         let (tx, view) = watch::channel(Arc::default());

@@ -1,7 +1,7 @@
 //! `passthrough`: large files are read and written in the kernel, and seen as ever.
 
 use crate::stack::{Stack, System, fingerprint};
-use crate::support::{command, fsx, run};
+use crate::support::{command, fsx, output, run};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -104,4 +104,28 @@ fn run_and_fsx(transport: &str) {
     assert_eq!(run(command([stack.mnt().join("bash")]).args(["-c", "echo hello"])), "hello\n");
     fs::write(stack.lower().join("fsx"), vec![0; 200_000]).expect("write below");
     fsx(&stack.mnt().join("fsx"), &stack.path("work"), 6);
+}
+
+/// Somebody else makes a file in the branch that the kernel takes for missing: who may not open it does not get it by O_CREAT.
+#[test]
+fn a_file_that_others_made_is_opened_as_any_other() {
+    for transport in TRANSPORTS {
+        let stack = Stack::new(System::Ours);
+        fs::create_dir(stack.upper().join("d")).expect("mkdir");
+        fs::set_permissions(stack.upper().join("d"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
+        stack.mount_with(&format!(",passthrough,udba=none,{transport}"));
+        let path = stack.mnt().join("d/x");
+        assert!(!path.exists());
+        let below = stack.upper().join("d/x");
+        fs::write(&below, "of root alone").expect("write");
+        fs::set_permissions(&below, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+        let mut other = command(["sh", "-c", &format!("echo of another >> {}", path.display())]);
+        std::os::unix::process::CommandExt::uid(&mut other, 65_534);
+        let refused = output(&mut other);
+        assert!(!refused.status.success(), "{transport}: a file of root's was opened for another");
+        assert_eq!(fs::read_to_string(&below).expect("read"), "of root alone");
+        fs::write(&path, "anew").expect("truncate and write");
+        assert_eq!(fs::read_to_string(&below).expect("read"), "anew");
+        stack.unmount();
+    }
 }

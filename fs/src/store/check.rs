@@ -3,10 +3,6 @@
 use super::{PRIVATE_DIR, PRIVATE_XATTR_PREFIX};
 use crate::fop::{Errno, FileKind, Gfid, SetAttr, NAME_BYTES_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE};
 
-/// `ERANGE`: an attribute's name is too long.
-const ERANGE: Errno = Errno(34);
-/// `E2BIG`: an attribute's value is too long.
-const E2BIG: Errno = Errno(7);
 /// The longest value of an extended attribute (`XATTR_SIZE_MAX`).
 const XATTR_VALUE_BYTES_MAX: usize = 65_536;
 
@@ -42,7 +38,7 @@ pub(super) fn is_private_xattr(name: &[u8]) -> bool {
 /// Refuses names (and values) of extended attributes that cannot be set, and ours.
 pub(super) fn xattr(name: &[u8], value: &[u8]) -> Result<(), Errno> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX {
-        return Err(ERANGE);
+        return Err(Errno::ERANGE);
     }
     if name.contains(&0) {
         return Err(Errno::EINVAL);
@@ -51,7 +47,7 @@ pub(super) fn xattr(name: &[u8], value: &[u8]) -> Result<(), Errno> {
         return Err(Errno::EPERM);
     }
     if value.len() > XATTR_VALUE_BYTES_MAX {
-        return Err(E2BIG);
+        return Err(Errno::E2BIG);
     }
     Ok(())
 }

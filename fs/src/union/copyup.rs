@@ -231,19 +231,33 @@ impl Union {
         self.mark_impure(&mut dir, target)?;
         let Some(place) = dir.layer(target).map(|l| l.dir.clone()) else { return Ok(false) };
         let (own, branch) = (target.own()?, &target.branch);
-        if lower.nlink > 1
-            && let Some(plinks) = &own.plinks
-        {
-            let kept = plink_name(node.ino, lower);
-            branch.link(copy.waits.at(&own), plinks, &kept)?;
+        let mut file = node.file_mut()?;
+        let kept = match &own.plinks {
+            Some(plinks) if lower.nlink > 1 => {
+                let kept = plink_name(node.ino, lower);
+                branch.link(copy.waits.at(&own), plinks, &kept)?;
+                Some((plinks, kept))
+            }
+            _ => None,
+        };
+        if let Err(e) = keeping_times(target, &place, || copy.waits.end(target, &own, &place, name)) {
+            // It would be taken for the copy.
+            if let Some((plinks, kept)) = &kept {
+                leftovers(branch.unlink(plinks, kept));
+            }
+            return match (e, &copy.waits) {
+                // Made behind our back since the search.
+                (Errno::EEXIST, _) => Ok(false),
+                (e @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EIO | Errno::EROFS), _) | (e, Waits::InWork(_)) => Err(e),
+                (e, Waits::Unnamed(_)) => {
+                    target.make_by_name(e);
+                    Ok(false)
+                }
+            };
+        }
+        if kept.is_some() {
             own.any_plinks.store(true, Ordering::Release);
             lock(&self.links).entry(node.ino).or_insert(lower.nlink);
-        }
-        let mut file = node.file_mut()?;
-        match keeping_times(target, &place, || copy.waits.end(target, &own, &place, name)) {
-            // Made behind our back since the search.
-            Err(Errno::EEXIST) => return Ok(false),
-            placed => placed?,
         }
         file.slot = Arc::clone(target);
         file.id = copy.stat.id;
@@ -288,7 +302,7 @@ impl Union {
         let new = New { kind: stat.kind, mode: stat.mode, rdev: stat.rdev, target: &link, uid: stat.uid, gid: stat.gid };
         let size = if stat.kind == FileKind::File { stat.size.min(wanted.keep) } else { 0 };
         let lazily = matches!(wanted.data, Some((_, How::Lazily(_))));
-        let unnamed = if size > 0 && !lazily { branch.make_unnamed(&own.work, &new)? } else { None };
+        let unnamed = if size > 0 && !lazily { target.make_unnamed(&own.work, &new)? } else { None };
         let (waits, made) = match unnamed {
             Some((made, handle)) => (Waits::Unnamed(handle), made),
             None => {

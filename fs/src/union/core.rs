@@ -134,13 +134,17 @@ impl Union {
             scout: Scout::default(),
             watcher: OnceLock::new(),
         };
-        union.set_slots(slots)?;
+        if let Err(e) = union.set_slots(slots.clone()) {
+            slots.iter().for_each(|slot| slot.close(&union.config));
+            return Err(e);
+        }
         let root = Node::directory(ROOT_INO, union.root_state(), None);
         union.table.refer(&root);
         Ok(union)
     }
 
-    /// Syncs what was copied up in part, and removes the work directories. Called once, at the end.
+    /// Syncs what was copied up in part (with `volatile`, everything), and removes the work directories. Called at the end, when nobody changes
+    /// anything any more.
     pub fn close(&self) {
         self.scout.end();
         self.lazy.flush_all();

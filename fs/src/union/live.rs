@@ -62,7 +62,11 @@ impl Union {
                 return Ok(());
             }
         }
-        self.set_slots(slots)?;
+        let before = self.view();
+        self.set_slots(slots.clone()).inspect_err(|_| {
+            // One that did not come.
+            slots.iter().filter(|s| !before.slots.iter().any(|b| Arc::ptr_eq(b, s))).for_each(|s| s.close(&self.config));
+        })?;
         self.scout.clear();
         Ok(())
     }

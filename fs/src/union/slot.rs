@@ -1,9 +1,10 @@
 //! [`Slot`]: a branch in its place in the union, with what a writable one keeps at its root.
 
-use super::branch::{At, Branch, Handle, LocalBranch, New, ObjectId, Open, VolumeBranch};
+use super::branch::{At, Branch, Handle, LocalBranch, New, ObjectId, Open, Stat, VolumeBranch};
 use super::lazy::sweep_bitmaps;
 use super::names::{PLINKS, VOLATILE, WHITEOUT_BASE, WORK};
 use super::watch::{Watched, Watcher};
+use super::whiteout::leftovers;
 use super::{BranchConfig, BranchSource, Layout, Perm, Res, UnionConfig, UnionError};
 use crate::fop::{Errno, FileKind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -22,6 +23,8 @@ pub(super) struct Slot {
     gone: AtomicBool,
     own: RwLock<Option<Arc<Own>>>,
     watcher: OnceLock<Arc<Watcher>>,
+    /// Files are made without a name here, but get none.
+    named_only: AtomicBool,
 }
 
 /// What a writable branch keeps at its root.
@@ -72,6 +75,7 @@ impl Slot {
             gone: AtomicBool::new(false),
             own: RwLock::new(None),
             watcher: OnceLock::new(),
+            named_only: AtomicBool::new(false),
         }))
     }
 
@@ -111,6 +115,17 @@ impl Slot {
 
     pub(super) fn writable(&self) -> bool {
         self.perm().writable() && !self.is_gone()
+    }
+
+    /// Makes a file without a name, where it can have one later.
+    pub(super) fn make_unnamed(&self, dir: &Handle, new: &New<'_>) -> Res<Option<(Stat, Handle)>> {
+        if self.named_only.load(Ordering::Relaxed) { Ok(None) } else { self.branch.make_unnamed(dir, new) }
+    }
+
+    /// From now on all files are made by name.
+    pub(super) fn make_by_name(&self, why: Errno) {
+        tracing::info!(branch = self.source.label(), %why, "a file that was made without a name could not be given one; copies are made by name from now on");
+        self.named_only.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -165,7 +180,10 @@ impl Slot {
         if matches!(self.source, BranchSource::Volume { .. }) {
             return Err(UnionError::NotSupportedYet("volatile with a writable branch on a volume"));
         }
-        let marked = self.branch.make(&self.root, VOLATILE, &OURS).and_then(|_| self.branch.fsync(&self.root, false));
+        let marked = self.branch.make(&self.root, VOLATILE, &OURS).and_then(|_| {
+            let synced = self.branch.fsync(&self.root, false);
+            synced.inspect_err(|_| leftovers(self.branch.rmdir(&self.root, VOLATILE)))
+        });
         marked.map_err(|source| UnionError::Branch { branch: self.source.label(), doing: "leave the mark of volatile", source })
     }
 
@@ -236,10 +254,11 @@ impl Slot {
     /// Leaves nothing of this union behind but what the layout is made of.
     pub(super) fn close(&self, config: &UnionConfig) {
         let Some(own) = self.own.write().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let Ok(work_root) = self.branch.open(At::Name(&self.root, WORK), Open::Path) else { return };
         // What is left there is what could not be removed before.
         let _ = sweep_bitmaps(self, &own.work);
-        let _ = self.delete_tree(&work_root, &own.instance);
+        if let Ok(work_root) = self.branch.open(At::Name(&self.root, WORK), Open::Path) {
+            let _ = self.delete_tree(&work_root, &own.instance);
+        }
         if config.layout == Layout::Overlay {
             // Only where nothing else is in them: overlayfs would show them.
             let _ = self.branch.rmdir(&self.root, WORK);

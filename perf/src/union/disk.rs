@@ -5,7 +5,7 @@
 //! between 0.4 and 6 s to make on such a disk.
 
 use super::lower::run;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,6 +25,8 @@ impl Disk {
         fs::create_dir_all(&dir)?;
         // Of a run that was killed.
         let _ = Command::new("umount").arg(&dir).stderr(std::process::Stdio::null()).status();
+        let used = Command::new("losetup").arg("--associated").arg(&image).output()?;
+        ensure!(used.stdout.is_empty(), "{} is mounted still: {}", image.display(), String::from_utf8_lossy(&used.stdout).trim());
         if !image.exists() {
             let new = below.join("union.ext4.new");
             fs::File::create(&new)?.set_len(BYTES)?;
@@ -33,7 +35,7 @@ impl Disk {
         }
         let device = Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(&image).output()?;
         let device = String::from_utf8_lossy(&device.stdout).trim().to_owned();
-        anyhow::ensure!(!device.is_empty(), "losetup gives no device for {}", image.display());
+        ensure!(!device.is_empty(), "losetup gives no device for {}", image.display());
         let mounted = run(Command::new("mount").arg(&device).arg(&dir)).context("mount the image");
         // It goes with the mount.
         let _ = Command::new("losetup").arg("--detach").arg(&device).status();

@@ -102,9 +102,11 @@ impl Edge {
         if self.options.create_by_mknod && self.opens().is_none() {
             return Err(Errno::ENOSYS);
         }
-        let entry = match self.union.mknod(parent, name, FileKind::File, mode & 0o7777, 0, caller) {
-            // Somebody else was faster: without O_EXCL that is an open of what it made.
-            Err(Errno::EEXIST) if flags & rustix::fs::OFlags::EXCL.bits() == 0 => self.union.lookup(parent, name)?,
+        let made = self.relief.patiently(|| self.union.mknod(parent, name, FileKind::File, mode & 0o7777, 0, caller));
+        let entry = match made {
+            // Somebody else was faster: without O_EXCL that is an open of what it made. The kernel looks the name up again, and asks whether this
+            // caller may open that; it takes what CREATE answers for the caller's own.
+            Err(Errno::EEXIST) if flags & rustix::fs::OFlags::EXCL.bits() == 0 => return Err(Errno::ESTALE),
             made => made?,
         };
         let Some(opens) = self.opens() else { return Ok((entry, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE)) };

@@ -145,10 +145,6 @@ impl Filesystem for UnionFs {
         Ok(())
     }
 
-    fn destroy(&mut self) {
-        self.union.close();
-    }
-
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let seen = self.life.seen();
         match self.relief.patiently(|| self.union.lookup(parent.0, name.as_bytes())) {

@@ -81,8 +81,12 @@ impl UnionMount {
     /// Mounts `union` on `dir`. It is usable when this returns.
     ///
     /// # Errors
-    /// What opening /dev/fuse or mount(2) says.
+    /// What opening /dev/fuse or mount(2) says. The union is closed then.
     pub fn new(union: Arc<Union>, dir: &Path, options: &UnionMountOptions) -> io::Result<Self> {
+        Self::mount(Arc::clone(&union), dir, options).inspect_err(|_| union.close())
+    }
+
+    fn mount(union: Arc<Union>, dir: &Path, options: &UnionMountOptions) -> io::Result<Self> {
         let by_ring = options.transport.wants_ring()?;
         let mut options = options.clone();
         let watcher = options.caching.notify.then(|| watch(&union)).flatten();
@@ -139,7 +143,7 @@ impl UnionMount {
         changer(&self.union, &self.invalidator)
     }
 
-    /// Waits until somebody unmounts.
+    /// Waits until somebody unmounts, and closes the union.
     ///
     /// # Errors
     /// What ended the session other than an unmount.
@@ -151,6 +155,8 @@ impl UnionMount {
         if let Some(notify) = self.notify {
             notify.end();
         }
+        // Nobody changes anything any more.
+        self.union.close();
         ended
     }
 }

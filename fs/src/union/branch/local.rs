@@ -36,7 +36,13 @@ pub struct LocalBranch {
     root: Handle,
     /// Its file system cannot share data between files.
     clones_nothing: AtomicBool,
+    /// To give a name to what has none, or to sync that, costs its file system a sync of everything.
+    names_are_dear: bool,
 }
+
+/// Those of which that is known, by statfs(2)'s type: ZFS (`zfs_link` waits for the transaction group) and F2FS (fsync of a file whose count of
+/// links is not one is a checkpoint).
+const NAMES_ARE_DEAR: [i64; 2] = [0x2fc1_2fc1, 0xf2f5_2010];
 
 impl LocalBranch {
     /// Opens the directory.
@@ -45,7 +51,8 @@ impl LocalBranch {
     /// As open(2).
     pub fn open(path: &Path) -> Res<Self> {
         let fd = fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { root: handle(fd, false), clones_nothing: AtomicBool::new(false) })
+        let kind = i64::from(fs::fstatfs(&fd)?.f_type);
+        Ok(Self { root: handle(fd, false), clones_nothing: AtomicBool::new(false), names_are_dear: NAMES_ARE_DEAR.contains(&kind) })
     }
 }
 
@@ -276,9 +283,12 @@ impl Branch for LocalBranch {
     }
 
     fn make_unnamed(&self, dir: &Handle, new: &New<'_>) -> Res<Option<(Stat, Handle)>> {
+        if self.names_are_dear {
+            return Ok(None);
+        }
         let made = match fs::openat(fd(dir)?, c".", MADE | OFlags::TMPFILE, Mode::from_raw_mode(new.mode & 0o7777)) {
-            // The second is what kernels say that do not know the flag.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => return Ok(None),
+            // The second is what kernels say that do not know the flag; the others, some file systems.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => return Ok(None),
             made => handle(made?, false),
         };
         let stat = self.give(At::Open(&made), new)?;

@@ -6,7 +6,7 @@
 use super::{At, Branch, Fetched, Handle, Listed, New, ObjectId, Open, RENAME_WHITEOUT, SEEK_DATA, Stat};
 use crate::fop::{Errno, FileKind, RENAME_EXCHANGE, RENAME_NOREPLACE, SetAttr, StatFs, TimeSpec};
 use crate::union::Res;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const ROOT: u64 = 2;
@@ -55,6 +55,8 @@ pub struct SimBranch {
     dev: u64,
     state: Mutex<State>,
     memory: Mutex<Memory>,
+    /// How the next links end.
+    links: Mutex<VecDeque<Option<Errno>>>,
 }
 
 /// What is not in memory.
@@ -70,7 +72,7 @@ impl SimBranch {
     pub fn new(dev: u64) -> Self {
         let root = node(&New { kind: FileKind::Dir, mode: 0o755, rdev: 0, target: b"", uid: 0, gid: 0 }, TimeSpec::default());
         let tree = Tree { nodes: BTreeMap::from([(ROOT, Arc::new(root))]), next: ROOT + 1, clock: 0 };
-        Self { dev, state: Mutex::new(State { history: vec![tree.clone()], tree }), memory: Mutex::default() }
+        Self { dev, state: Mutex::new(State { history: vec![tree.clone()], tree }), memory: Mutex::default(), links: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -91,6 +93,11 @@ impl SimBranch {
     #[must_use]
     pub fn steps(&self) -> usize {
         self.lock().history.len() - 1
+    }
+
+    /// Lets the next calls of link fail so, in this order; `None`: not.
+    pub fn fail_links(&self, with: impl IntoIterator<Item = Option<Errno>>) {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).extend(with);
     }
 
     /// Drops all data from memory: reading the start of a file waits for the disk once.
@@ -125,7 +132,12 @@ impl SimBranch {
             let node = Arc::make_mut(node);
             node.data = Arc::clone(&node.synced);
         }
-        Self { dev: self.dev, state: Mutex::new(State { history: vec![tree.clone()], tree }), memory: Mutex::default() }
+        Self {
+            dev: self.dev,
+            state: Mutex::new(State { history: vec![tree.clone()], tree }),
+            memory: Mutex::default(),
+            links: Mutex::default(),
+        }
     }
 }
 
@@ -364,6 +376,9 @@ impl Branch for SimBranch {
 
     fn link(&self, from: At<'_>, dir: &Handle, name: &[u8]) -> Res<()> {
         let dir = number(dir)?;
+        if let Some(Some(e)) = self.links.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
+            return Err(e);
+        }
         self.change(|tree| {
             let ino = tree.at(from)?;
             if tree.find(dir, name).is_ok() {

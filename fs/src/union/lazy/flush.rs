@@ -45,9 +45,7 @@ enum Unflushed {
 
 /// A full disk, or one's share of it.
 pub(super) fn is_no_room(e: Errno) -> bool {
-    /// "Disk quota exceeded".
-    const EDQUOT: Errno = Errno(122);
-    e == Errno::ENOSPC || e == EDQUOT
+    matches!(e, Errno::ENOSPC | Errno::EDQUOT)
 }
 
 impl Lazy {

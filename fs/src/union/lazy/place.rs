@@ -28,9 +28,8 @@ pub(in crate::union) enum How {
 
 /// Whether there may be no room among a file's extended attributes.
 pub(in crate::union) fn lacks_xattr_room(e: Errno) -> bool {
-    /// "Argument list too long": what some file systems say to a large attribute.
-    const E2BIG: Errno = Errno(7);
-    matches!(e, Errno::ENOSPC | Errno::ERANGE | E2BIG)
+    // The last is what some file systems say to a large attribute.
+    matches!(e, Errno::ENOSPC | Errno::ERANGE | Errno::E2BIG)
 }
 
 impl Union {

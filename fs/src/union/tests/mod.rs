@@ -6,6 +6,7 @@ mod format;
 mod lazy;
 mod model;
 mod outside;
+mod placed;
 mod random;
 mod together;
 mod volatile;
