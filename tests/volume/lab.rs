@@ -291,7 +291,7 @@ impl Lab {
             if name == "lost+found" || (!dot_files && name.starts_with('.')) {
                 continue;
             }
-            let rm = || output(&mut command(["rm", "-rf"]).arg(entry.path()));
+            let rm = || output(command(["rm", "-rf"]).arg(entry.path()));
             let mut said = rm();
             for _ in 1..TRIES {
                 if said.status.success() || !text(&said.stderr).contains("Directory not empty") {

@@ -7,11 +7,13 @@
 use super::lower::run;
 use anyhow::{Context, Result, ensure};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-/// Holds the read-only branch and what all systems write in one round; the image is sparse.
-const BYTES: u64 = 16 << 30;
+/// Holds the read-only branch and what one system writes in a round.
+const MIB: usize = 8 << 10;
 
 /// A mounted image, unmounted when dropped.
 pub(crate) struct Disk {
@@ -24,13 +26,17 @@ impl Disk {
         let (image, dir) = (below.join("union.ext4"), below.join("union-disk"));
         fs::create_dir_all(&dir)?;
         // Of a run that was killed.
-        let _ = Command::new("umount").arg(&dir).stderr(std::process::Stdio::null()).status();
+        let _ = Command::new("umount").arg(&dir).stderr(Stdio::null()).status();
         let used = Command::new("losetup").arg("--associated").arg(&image).output()?;
         ensure!(used.stdout.is_empty(), "{} is mounted still: {}", image.display(), String::from_utf8_lossy(&used.stdout).trim());
         if !image.exists() {
             let new = below.join("union.ext4.new");
-            fs::File::create(&new)?.set_len(BYTES)?;
-            run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(&new))?;
+            eprintln!("making {} ({} GiB)", image.display(), MIB >> 10);
+            // All of it is written once: else the first to write a block would pay for its place in the image.
+            let mut file = fs::File::create(&new)?;
+            let zeros = vec![0; 1 << 20];
+            (0..MIB).try_for_each(|_| file.write_all(&zeros)).and_then(|()| file.sync_all()).context("fill the image")?;
+            run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"]).arg(&new))?;
             fs::rename(&new, &image)?;
         }
         let device = Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(&image).output()?;
@@ -46,6 +52,13 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.dir).status();
+        // The process of the last union may still be on its way out.
+        for _ in 0..50 {
+            if Command::new("umount").arg(&self.dir).stderr(Stdio::null()).status().is_ok_and(|s| s.success()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        eprintln!("{} stays mounted: something in it is in use", self.dir.display());
     }
 }

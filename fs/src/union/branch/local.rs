@@ -51,6 +51,7 @@ impl LocalBranch {
     /// As open(2).
     pub fn open(path: &Path) -> Res<Self> {
         let fd = fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        #[allow(clippy::useless_conversion, reason = "the type differs between architectures")]
         let kind = i64::from(fs::fstatfs(&fd)?.f_type);
         Ok(Self { root: handle(fd, false), clones_nothing: AtomicBool::new(false), names_are_dear: NAMES_ARE_DEAR.contains(&kind) })
     }
