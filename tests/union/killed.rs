@@ -133,7 +133,7 @@ fn what_was_under_way_when_it_was_killed_is_done_or_not_begun() {
     for trial in 0..TRIALS {
         stack.mount();
         let mnt = stack.mnt();
-        let pid = run(command(["getfattr", "--only-values", "-n", "user.brickraft.pid"]).arg(&mnt));
+        let pid = stack.says("pid");
         let killer = std::thread::spawn({
             let pid = pid.clone();
             move || {

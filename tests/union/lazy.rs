@@ -31,10 +31,6 @@ fn at(file: &File, offset: u64, len: usize) -> Vec<u8> {
     buf
 }
 
-fn option(stack: &Stack, name: &str) -> String {
-    run(command(["getfattr", "--only-values", "-n", &format!("user.brickraft.{name}")]).arg(stack.mnt()))
-}
-
 /// KiB that it takes in the writable branch.
 fn allocated(stack: &Stack) -> u64 {
     stack.upper().join("huge").metadata().expect("the copy").blocks() / 2
@@ -45,7 +41,7 @@ fn a_small_write_to_a_huge_file_does_not_copy_it() {
     let stack = huge();
     let before = fingerprint(&stack.lower());
     stack.mount_with(",lazy-cpup=1G");
-    assert_eq!(option(&stack, "lazy_cpup"), "1073741824");
+    assert_eq!(stack.says("lazy_cpup"), "1073741824");
     let path = stack.mnt().join("huge");
     let number = fs::metadata(&path).expect("stat").ino();
     let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
@@ -67,7 +63,7 @@ fn a_small_write_to_a_huge_file_does_not_copy_it() {
     // Without the option, too.
     stack.unmount();
     stack.mount_with("");
-    assert_eq!(option(&stack, "lazy_cpup"), "off");
+    assert_eq!(stack.says("lazy_cpup"), "off");
     check(&File::open(&path).expect("open"));
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
     fs::rename(&path, stack.mnt().join("renamed")).expect("rename");
@@ -84,7 +80,7 @@ fn what_is_left_is_copied_on_demand() {
     let remount = |o: &str| command([BRICKRAFT, "union", "-o", &format!("remount,{o}")]).arg(stack.mnt()).output().expect("run");
     let done = remount("lazy-cpup=1G");
     assert!(done.status.success(), "{done:?}");
-    assert_eq!(option(&stack, "lazy_cpup"), "1073741824");
+    assert_eq!(stack.says("lazy_cpup"), "1073741824");
     let path = stack.mnt().join("huge");
     OpenOptions::new().write(true).open(&path).expect("open").write_all_at(b"ST", 0).expect("write");
     assert!(allocated(&stack) <= 1024);

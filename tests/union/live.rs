@@ -122,14 +122,14 @@ fn what_is_mounted_within_a_union_survives_a_change_of_branches() {
 fn a_mount_ends_with_its_process_or_the_other_way_round() {
     let stack = Stack::ours();
     fs::write(stack.mnt().join("file"), "kept").expect("write");
-    let pid = run(command(["getfattr", "--only-values", "-n", "user.brickraft.pid"]).arg(stack.mnt()));
+    let pid = stack.says("pid");
     let gone = || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(());
     run(&mut command(["kill", "-TERM", &pid]));
     wait_for("its end", Duration::from_secs(10), gone);
     assert!(!fs::read_to_string("/proc/self/mounts").expect("mounts").contains(stack.mnt().to_str().expect("path")));
     stack.mount();
     assert_eq!(fs::read_to_string(stack.mnt().join("file")).expect("read"), "kept");
-    let pid = run(command(["getfattr", "--only-values", "-n", "user.brickraft.pid"]).arg(stack.mnt()));
+    let pid = stack.says("pid");
     stack.unmount();
     wait_for("its end", Duration::from_secs(10), || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
     let sockets = fs::read_dir("/run/brickraft").into_iter().flatten().flatten();

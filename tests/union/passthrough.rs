@@ -22,7 +22,7 @@ fn mounted(transport: &str) -> Stack {
 
 /// What the serving process has read and written so far, bytes.
 fn moved(stack: &Stack) -> u64 {
-    let pid = run(command(["getfattr", "--only-values", "-n", "user.brickraft.pid"]).arg(stack.mnt()));
+    let pid = stack.says("pid");
     let io = fs::read_to_string(format!("/proc/{pid}/io")).expect("the serving process");
     let of = |name: &str| io.lines().find_map(|l| l.strip_prefix(name)).expect(name).trim().parse::<u64>().expect("a number");
     of("rchar:") + of("wchar:")

@@ -97,6 +97,12 @@ impl Stack {
         self.mount();
     }
 
+    /// What a mounted union of ours says of itself, as `user.brickraft.NAME` of its root.
+    #[track_caller]
+    pub fn says(&self, name: &str) -> String {
+        run(command(["getfattr", "--only-values", "-n", &format!("user.brickraft.{name}")]).arg(self.mnt()))
+    }
+
     /// A union of ours, mounted.
     #[track_caller]
     pub fn ours() -> Self {

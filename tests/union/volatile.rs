@@ -24,7 +24,7 @@ fn it_ends_in_order_or_is_refused() {
     File::open(stack.mnt()).and_then(|dir| dir.sync_all()).expect("fsync of a directory");
     assert!(mark.is_dir());
     assert_eq!(fs::read_dir(stack.mnt()).expect("list").count(), 1, "the mark is not seen");
-    let pid = run(command(["getfattr", "--only-values", "-n", "user.brickraft.pid"]).arg(stack.mnt()));
+    let pid = stack.says("pid");
     let ended = |pid: &str| wait_for("its end", Duration::from_secs(10), || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
     stack.unmount();
     ended(&pid);
@@ -32,7 +32,7 @@ fn it_ends_in_order_or_is_refused() {
 
     stack.mount_with(",volatile");
     append(&f, ", twice");
-    let pid = run(command(["getfattr", "--only-values", "-n", "user.brickraft.pid"]).arg(stack.mnt()));
+    let pid = stack.says("pid");
     run(&mut command(["kill", "-KILL", &pid]));
     ended(&pid);
     output(command(["umount", "-l"]).arg(stack.mnt()));

@@ -104,13 +104,7 @@ impl Union {
         let instance = rand::random();
         let mut slots: Vec<Arc<Slot>> = Vec::new();
         for branch in &config.branches {
-            let opened = Slot::open(branch).and_then(|slot| {
-                if branch.perm.writable() {
-                    slot.prepare(&config, instance)?;
-                }
-                Ok(slot)
-            });
-            match opened {
+            match Slot::ready(branch, &config, instance) {
                 Ok(slot) => slots.push(slot),
                 Err(e) => {
                     slots.iter().for_each(|slot| slot.close(&config));
@@ -161,8 +155,8 @@ impl Union {
         }
         let mut roots = Vec::new();
         for slot in &slots {
-            let fail = |source| UnionError::Branch { branch: slot.source.label(), doing: "read the root", source };
-            let stat = slot.branch.stat(At::Open(&slot.root)).map_err(fail)?;
+            let fail = slot.failed("read the root");
+            let stat = slot.branch.stat(At::Open(&slot.root)).map_err(&fail)?;
             slot.watch_by(self.watcher.get());
             let (watch, _) = slot.watch(&slot.root, stat.id);
             let mut marks = self.marks(slot, &slot.root, stat.ino, true).map_err(fail)?;

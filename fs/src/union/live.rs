@@ -78,20 +78,14 @@ impl Union {
         for slot in slots {
             check_apart(&config.source, &slot.source)?;
         }
-        let slot = Slot::open(config)?;
-        if config.perm.writable() {
-            slot.prepare(&self.config, self.instance)?;
-        }
-        Ok(slot)
+        Slot::ready(config, &self.config, self.instance)
     }
 
     /// Refuses to change a branch from which not all was copied up of some file.
     fn check_not_needed(&self, slot: &Arc<Slot>) -> Result<(), UnionError> {
-        let branch = slot.source.label();
-        let fail = |source| UnionError::Branch { branch: branch.clone(), doing: "find out whether lazily copied files need it", source };
-        match self.needed(slot).map_err(fail)? {
+        match self.needed(slot).map_err(slot.failed("find out whether lazily copied files need it"))? {
             None => Ok(()),
-            Some((files, example)) => Err(UnionError::Needed { branch, files, example }),
+            Some((files, example)) => Err(UnionError::Needed { branch: slot.source.label(), files, example }),
         }
     }
 

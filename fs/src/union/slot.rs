@@ -79,6 +79,20 @@ impl Slot {
         }))
     }
 
+    /// Opens a branch of this union, and makes it ready for writing if that is wanted.
+    pub(super) fn ready(branch: &BranchConfig, config: &UnionConfig, instance: u64) -> Result<Arc<Self>, UnionError> {
+        let slot = Self::open(branch)?;
+        if branch.perm.writable() {
+            slot.prepare(config, instance)?;
+        }
+        Ok(slot)
+    }
+
+    /// What an error of the branch is to the union.
+    pub(super) fn failed(&self, doing: &'static str) -> impl Fn(Errno) -> UnionError + '_ {
+        move |source| UnionError::Branch { branch: self.source.label(), doing, source }
+    }
+
     /// Directories of the branch are watched from now on.
     pub(super) fn watch_by(&self, watcher: Option<&Arc<Watcher>>) {
         if let Some(watcher) = watcher {
@@ -148,7 +162,6 @@ impl Slot {
     /// Makes ready for writing: bookkeeping at the root, a work directory, leftovers of dead unions swept.
     pub(super) fn prepare(&self, config: &UnionConfig, instance: u64) -> Result<(), UnionError> {
         let layout = config.layout;
-        let fail = |doing, source| UnionError::Branch { branch: self.source.label(), doing, source };
         if layout == Layout::Overlay && !self.branch.can_hold_overlay() {
             return Err(UnionError::NotSupportedYet("overlayfs's layout on a volume"));
         }
@@ -157,7 +170,7 @@ impl Slot {
         if first {
             self.check_not_marked()?;
         }
-        let own = self.make_own(layout, config.plink, instance).map_err(|e| fail("make the bookkeeping of a writable branch", e))?;
+        let own = self.make_own(layout, config.plink, instance).map_err(self.failed("make the bookkeeping of a writable branch"))?;
         if first && config.volatile {
             self.mark_volatile()?;
         }
@@ -167,11 +180,10 @@ impl Slot {
 
     /// Refuses what was left half synced.
     fn check_not_marked(&self) -> Result<(), UnionError> {
-        let branch = self.source.label();
         match self.branch.stat(At::Name(&self.root, VOLATILE)) {
-            Ok(_) => Err(UnionError::Volatile { branch }),
+            Ok(_) => Err(UnionError::Volatile { branch: self.source.label() }),
             Err(Errno::ENOENT) => Ok(()),
-            Err(source) => Err(UnionError::Branch { branch, doing: "look for the mark of volatile", source }),
+            Err(e) => Err(self.failed("look for the mark of volatile")(e)),
         }
     }
 
@@ -184,7 +196,7 @@ impl Slot {
             let synced = self.branch.fsync(&self.root, false);
             synced.inspect_err(|_| leftovers(self.branch.rmdir(&self.root, VOLATILE)))
         });
-        marked.map_err(|source| UnionError::Branch { branch: self.source.label(), doing: "leave the mark of volatile", source })
+        marked.map_err(self.failed("leave the mark of volatile"))
     }
 
     /// Makes what was written durable, and takes the mark away.

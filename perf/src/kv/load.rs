@@ -330,16 +330,7 @@ pub(crate) async fn run(cluster: &Cluster, load: Load, duration: Duration) -> Re
     let latency = window.latency.borrow();
     let ops = latency.len();
     ensure!(ops > 0, "no request succeeded: {}", window.first_error.borrow().as_deref().unwrap_or("no answer at all"));
-    let each = |us: u64| us as f64 / ops as f64;
-    let mut figures = Figures {
-        ops_per_s: Some(ops as f64 / (after.2 - before.2).as_secs_f64()),
-        p50_us: Some(latency.value_at_quantile(0.5) as f64),
-        p99_us: Some(latency.value_at_quantile(0.99) as f64),
-        p999_us: Some(latency.value_at_quantile(0.999) as f64),
-        server_cpu_us: Some(each(after.0 - before.0)),
-        generator_cpu_us: Some(each(after.1 - before.1)),
-        ..Figures::default()
-    };
+    let mut figures = Figures::of(ops, after.2 - before.2, &latency, after.0 - before.0, after.1 - before.1);
     figures.memory(memory);
     figures.errors = window.errors.get();
     if let Some(e) = window.first_error.borrow().as_deref() {

@@ -5,10 +5,12 @@ use super::work::{Target, Work};
 use crate::circumstances::Circumstances;
 use crate::proc::Memory;
 use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 /// The targets of the issue for kill -9 of the leader: the median and the worst of all trials.
 const KILL_MEDIAN_MS: f64 = 1500.0;
@@ -44,6 +46,21 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
+    /// What all works have: `ops` that took `took`, their latencies in us, and the processor time, in us, of servers and generator.
+    pub(crate) fn of(ops: u64, took: Duration, latency: &Histogram<u64>, servers_us: u64, generator_us: u64) -> Self {
+        let quantile = |q| Some(latency.value_at_quantile(q) as f64);
+        let each = |us: u64| Some(us as f64 / ops as f64);
+        Self {
+            ops_per_s: Some(ops as f64 / took.as_secs_f64()),
+            p50_us: quantile(0.5),
+            p99_us: quantile(0.99),
+            p999_us: quantile(0.999),
+            server_cpu_us: each(servers_us),
+            generator_cpu_us: each(generator_us),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn memory(&mut self, memory: Memory) {
         self.rss_bytes = Some(memory.rss as f64);
         self.pss_bytes = Some(memory.pss as f64);

@@ -104,16 +104,7 @@ pub(crate) async fn run(cluster: &Cluster, watchers: u32, per_stream: u32) -> Re
     ensure!(!tasks.is_empty() && tasks.try_join_next().is_none(), "a watch stream ended");
     let right = seen.borrow().iter().all(|(n, count)| n % (watchers / PUTS) == 0 && *count == 1);
     ensure!(delivered() == u64::from(PUTS) && right, "{} events were delivered of {PUTS}, each once: {right}", delivered());
-    let each = |us: u64| us as f64 / f64::from(PUTS);
-    let mut figures = Figures {
-        ops_per_s: Some(f64::from(PUTS) / took.as_secs_f64()),
-        p50_us: Some(latency.value_at_quantile(0.5) as f64),
-        p99_us: Some(latency.value_at_quantile(0.99) as f64),
-        p999_us: Some(latency.value_at_quantile(0.999) as f64),
-        server_cpu_us: Some(each(after.0 - before.0)),
-        generator_cpu_us: Some(each(after.1 - before.1)),
-        ..Figures::default()
-    };
+    let mut figures = Figures::of(u64::from(PUTS), took, &latency, after.0 - before.0, after.1 - before.1);
     figures.memory(cluster.memory()?);
     figures.extra("events_delivered", delivered() as f64);
     figures.extra("pss_bytes_each_watcher", (idle - bare).pss as f64 / f64::from(watchers));

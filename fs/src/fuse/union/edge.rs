@@ -110,9 +110,8 @@ impl Edge {
             made => made?,
         };
         let Some(opens) = self.opens() else { return Ok((entry, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE)) };
-        let open = || opens.open(self.node(entry.ino), true, None, |_| Err(io::ErrorKind::Unsupported.into()));
-        // What was there already may be passed through to others.
-        let opened = open().opened().or_else(|| open().opened()).ok_or(Errno::ESTALE)?;
+        let opened = opens.open(self.node(entry.ino), true, None, |_| Err(io::ErrorKind::Unsupported.into()));
+        let opened = opened.opened().ok_or(Errno::ESTALE)?;
         Ok((entry, opened.handle, opened.flags))
     }
 

@@ -72,7 +72,13 @@ impl SimBranch {
     pub fn new(dev: u64) -> Self {
         let root = node(&New { kind: FileKind::Dir, mode: 0o755, rdev: 0, target: b"", uid: 0, gid: 0 }, TimeSpec::default());
         let tree = Tree { nodes: BTreeMap::from([(ROOT, Arc::new(root))]), next: ROOT + 1, clock: 0 };
-        Self { dev, state: Mutex::new(State { history: vec![tree.clone()], tree }), memory: Mutex::default(), links: Mutex::default() }
+        Self::of(dev, tree)
+    }
+
+    /// All of `tree` is durable.
+    fn of(dev: u64, tree: Tree) -> Self {
+        let state = State { history: vec![tree.clone()], tree };
+        Self { dev, state: Mutex::new(state), memory: Mutex::default(), links: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -82,10 +88,7 @@ impl SimBranch {
     /// Makes all that there is durable, and the start of what is counted.
     pub fn settle(&self) {
         let mut state = self.lock();
-        for node in state.tree.nodes.values_mut() {
-            let node = Arc::make_mut(node);
-            node.synced = Arc::clone(&node.data);
-        }
+        state.tree.sync_all();
         state.history = vec![state.tree.clone()];
     }
 
@@ -132,12 +135,7 @@ impl SimBranch {
             let node = Arc::make_mut(node);
             node.data = Arc::clone(&node.synced);
         }
-        Self {
-            dev: self.dev,
-            state: Mutex::new(State { history: vec![tree.clone()], tree }),
-            memory: Mutex::default(),
-            links: Mutex::default(),
-        }
+        Self::of(self.dev, tree)
     }
 }
 
@@ -271,6 +269,12 @@ impl Tree {
         let ino = self.add(|now| node(new, now));
         self.add_name(dir, name, ino)?;
         Ok(ino)
+    }
+
+    fn sync_all(&mut self) {
+        for node in self.nodes.values_mut().map(Arc::make_mut) {
+            node.synced = Arc::clone(&node.data);
+        }
     }
 
     fn add(&mut self, node: impl FnOnce(TimeSpec) -> Node) -> u64 {
@@ -562,9 +566,7 @@ impl Branch for SimBranch {
 
     fn sync_all(&self) -> Res<()> {
         self.change(|tree| {
-            for node in tree.nodes.values_mut().map(Arc::make_mut) {
-                node.synced = Arc::clone(&node.data);
-            }
+            tree.sync_all();
             Ok(())
         })
     }

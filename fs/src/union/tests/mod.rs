@@ -219,6 +219,14 @@ fn see(union: &Union, ino: u64, first: String) -> Seen {
     Seen { kind: attr.kind, mode: attr.mode, owner: (attr.uid, attr.gid), content, xattrs, mtime, first }
 }
 
+/// All that a reader gets, who asks for a little more than there is.
+pub(super) fn content(union: &Union, ino: u64) -> Res<Vec<u8>> {
+    let mut buf = vec![0; usize::try_from(union.getattr(ino)?.size).expect("small") + 5];
+    let n = union.read(ino, 0, &mut buf)?;
+    buf.truncate(n);
+    Ok(buf)
+}
+
 /// A branch's directory by path, made where missing.
 pub(super) fn put(branch: &dyn Branch, path: &str, kind: FileKind, content: &[u8]) {
     use super::branch::{At, New, Open};

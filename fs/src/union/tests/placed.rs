@@ -29,10 +29,7 @@ fn write(union: &Union, name: &str) -> Result<(), Errno> {
 }
 
 fn content(union: &Union, name: &str) -> Vec<u8> {
-    let mut buf = vec![0; 100];
-    let n = union.read(walk(union, name).expect("its name"), 0, &mut buf).expect("read");
-    buf.truncate(n);
-    buf
+    super::content(union, walk(union, name).expect("its name")).expect("read")
 }
 
 #[test]

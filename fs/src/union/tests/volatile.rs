@@ -24,10 +24,7 @@ fn over(upper: &Arc<SimBranch>, lower: &Arc<SimBranch>, volatile: bool) -> Resul
 }
 
 fn content(union: &Union) -> Vec<u8> {
-    let mut buf = vec![0; 100];
-    let n = union.read(walk(union, "f").expect("f"), 0, &mut buf).expect("read");
-    buf.truncate(n);
-    buf
+    super::content(union, walk(union, "f").expect("f")).expect("read")
 }
 
 fn is_marked(branch: &SimBranch) -> bool {

@@ -7,7 +7,7 @@ mod hooked;
 mod random;
 mod together;
 
-use super::{dir_branch, sim_branch, walk};
+use super::{content, dir_branch, sim_branch, walk};
 use crate::fop::{Errno, FileKind, SetAttr};
 use crate::union::branch::{At, Branch, Handle, Open, SimBranch};
 use crate::union::{BranchConfig, BranchSource, LazyConfig, Perm, Res, Union, UnionConfig, names};
@@ -23,13 +23,6 @@ fn lazily(branches: Vec<BranchConfig>) -> UnionConfig {
 
 fn text(len: usize) -> Vec<u8> {
     (0..len).map(|i| b'a' + (i % 23) as u8).collect()
-}
-
-fn content(union: &Union, ino: u64) -> Res<Vec<u8>> {
-    let mut buf = vec![0; usize::try_from(union.getattr(ino)?.size).expect("small") + 5];
-    let n = union.read(ino, 0, &mut buf)?;
-    buf.truncate(n);
-    Ok(buf)
 }
 
 fn truncate(union: &Union, ino: u64, size: u64) -> Res<()> {
