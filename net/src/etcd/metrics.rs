@@ -34,8 +34,8 @@ const CODES: [&str; 17] = [
 /// One method's counts.
 #[derive(Debug)]
 pub(super) struct Method {
-    service: String,
-    name: String,
+    service: &'static str,
+    name: &'static str,
     kind: &'static str,
     started: AtomicU64,
     handled: [AtomicU64; CODES.len()],
@@ -85,24 +85,15 @@ impl Metrics {
     #[must_use]
     pub fn new(member: SharedStats, process: fn() -> String) -> Self {
         let mut methods = HashMap::new();
-        for service in pb::descriptors().services() {
-            for method in service.methods() {
-                let kind = match (method.is_client_streaming(), method.is_server_streaming()) {
-                    (false, false) => "unary",
-                    (false, true) => "server_stream",
-                    (true, false) => "client_stream",
-                    (true, true) => "bidi_stream",
-                };
-                let path = format!("/{}/{}", service.full_name(), method.name());
-                let counts = Method {
-                    service: service.full_name().to_owned(),
-                    name: method.name().to_owned(),
-                    kind,
-                    started: AtomicU64::new(0),
-                    handled: Default::default(),
-                };
-                methods.insert(path, Arc::new(counts));
-            }
+        for (service, name, client_streams, server_streams) in pb::METHODS {
+            let kind = match (client_streams, server_streams) {
+                (false, false) => "unary",
+                (false, true) => "server_stream",
+                (true, false) => "client_stream",
+                (true, true) => "bidi_stream",
+            };
+            let counts = Method { service, name, kind, started: AtomicU64::new(0), handled: Default::default() };
+            methods.insert(format!("/{service}/{name}"), Arc::new(counts));
         }
         Self {
             methods,

@@ -21,6 +21,10 @@ pub mod health {
     tonic::include_proto!("grpc.health.v1");
 }
 
+/// Every method: its service, its name, and whether client and server stream. (A server that is not asked for JSON never needs
+/// [`descriptors`], which take a megabyte.)
+pub const METHODS: &[(&str, &str, bool, bool)] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
 /// All of them as descriptors.
 pub fn descriptors() -> &'static prost_reflect::DescriptorPool {
     static POOL: std::sync::LazyLock<prost_reflect::DescriptorPool> = std::sync::LazyLock::new(|| {
