@@ -5,6 +5,7 @@
 
 use super::watch::{WatchId, WatchRequest};
 use bytes::Bytes;
+use std::borrow::Borrow;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,14 +13,15 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug)]
 enum Ids {
     One(WatchId),
-    Many(BTreeSet<WatchId>),
+    #[allow(clippy::box_collection, reason = "seldom: it halves the record")]
+    Many(Box<BTreeSet<WatchId>>),
 }
 
 impl Ids {
     fn insert(&mut self, id: WatchId) {
         match self {
             Self::One(own) if *own == id => {}
-            Self::One(own) => *self = Self::Many(BTreeSet::from([*own, id])),
+            Self::One(own) => *self = Self::Many(Box::new(BTreeSet::from([*own, id]))),
             Self::Many(ids) => {
                 ids.insert(id);
             }
@@ -40,7 +42,7 @@ impl Ids {
     fn append_to(&self, out: &mut Vec<WatchId>) {
         match self {
             Self::One(id) => out.push(*id),
-            Self::Many(ids) => out.extend(ids),
+            Self::Many(ids) => out.extend(ids.iter()),
         }
     }
 }
@@ -48,8 +50,8 @@ impl Ids {
 /// Watchers by what they watch.
 #[derive(Debug, Default)]
 pub(super) struct Lookup {
-    exact: BTreeMap<Bytes, Ids>,
-    prefixes: BTreeMap<Bytes, Ids>,
+    exact: BTreeMap<Box<[u8]>, Ids>,
+    prefixes: BTreeMap<Box<[u8]>, Ids>,
     /// How many prefixes of each length there are.
     prefix_lens: BTreeMap<usize, usize>,
     /// By start and end; an empty end is none.
@@ -78,7 +80,7 @@ fn add<K: Ord>(map: &mut BTreeMap<K, Ids>, key: K, id: WatchId) -> bool {
 }
 
 /// True when it was the last of its key.
-fn drop_id<K: Ord>(map: &mut BTreeMap<K, Ids>, key: &K, id: WatchId) -> bool {
+fn drop_id<Q: Ord + ?Sized, K: Ord + Borrow<Q>>(map: &mut BTreeMap<K, Ids>, key: &Q, id: WatchId) -> bool {
     let emptied = map.get_mut(key).is_some_and(|ids| !ids.remove(id));
     if emptied {
         map.remove(key);
@@ -94,9 +96,9 @@ fn range_of(request: &WatchRequest) -> (Bytes, Bytes) {
 impl Lookup {
     pub(super) fn insert(&mut self, id: WatchId, request: &WatchRequest) {
         if request.range_end.is_empty() {
-            add(&mut self.exact, request.key.clone(), id);
+            add(&mut self.exact, request.key[..].into(), id);
         } else if is_prefix(&request.key, &request.range_end) {
-            if add(&mut self.prefixes, request.key.clone(), id) {
+            if add(&mut self.prefixes, request.key[..].into(), id) {
                 *self.prefix_lens.entry(request.key.len()).or_default() += 1;
             }
         } else {
@@ -107,9 +109,9 @@ impl Lookup {
     /// Does nothing when the watcher is not in it.
     pub(super) fn remove(&mut self, id: WatchId, request: &WatchRequest) {
         if request.range_end.is_empty() {
-            drop_id(&mut self.exact, &request.key, id);
+            drop_id(&mut self.exact, &request.key[..], id);
         } else if is_prefix(&request.key, &request.range_end) {
-            if drop_id(&mut self.prefixes, &request.key, id)
+            if drop_id(&mut self.prefixes, &request.key[..], id)
                 && let Some(count) = self.prefix_lens.get_mut(&request.key.len())
             {
                 *count -= 1;
@@ -128,7 +130,7 @@ impl Lookup {
 
     /// Appends the watchers of a key, each once.
     pub(super) fn find(&self, key: &Bytes, out: &mut Vec<WatchId>) {
-        if let Some(ids) = self.exact.get(key) {
+        if let Some(ids) = self.exact.get(&key[..]) {
             ids.append_to(out);
         }
         for &len in self.prefix_lens.range(..=key.len()).map(|(len, _)| len) {

@@ -386,7 +386,7 @@ impl<I: Io> Driver<I> {
             match self.core.watch_poll(id, WATCH_EVENTS_MAX) {
                 Some(update) => {
                     let last = matches!(update, crate::kv::WatchOutput::Compacted { .. });
-                    permit.send((id, update));
+                    permit.send(Box::new((id, update)));
                     if last {
                         break;
                     }

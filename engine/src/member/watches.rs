@@ -11,10 +11,13 @@ use tokio::sync::{mpsc, oneshot};
 /// Updates that wait in one queue at most; then its watches catch up from the store's history.
 pub const WATCH_UPDATES_MAX: usize = 64;
 
+/// What a watch has. In a box: a channel takes room for 32 at once.
+pub(super) type Update = Box<(WatchId, WatchOutput)>;
+
 /// The driver's end of a queue.
 #[derive(Clone)]
 pub(super) struct WatchSink {
-    pub(super) updates: mpsc::Sender<(WatchId, WatchOutput)>,
+    pub(super) updates: mpsc::Sender<Update>,
     /// Watches with output that found no room, each once.
     blocked: Arc<Mutex<VecDeque<WatchId>>>,
 }
@@ -40,7 +43,7 @@ impl WatchSink {
 pub struct Watches {
     handle: MemberHandle,
     sink: WatchSink,
-    updates: mpsc::Receiver<(WatchId, WatchOutput)>,
+    updates: mpsc::Receiver<Update>,
     open: BTreeSet<WatchId>,
 }
 
@@ -77,7 +80,7 @@ impl Watches {
     /// The next update; after `Compacted` nothing more comes from that watch. `None` after the end of the member. Cancel safe.
     pub async fn next(&mut self) -> Option<(WatchId, WatchOutput)> {
         loop {
-            let (id, output) = match self.updates.try_recv() {
+            let update = match self.updates.try_recv() {
                 Ok(update) => {
                     self.wake(self.sink.updates.capacity());
                     update
@@ -92,6 +95,7 @@ impl Watches {
                     }
                 }
             };
+            let (id, output) = *update;
             let known = if matches!(output, WatchOutput::Compacted { .. }) { self.open.remove(&id) } else { self.open.contains(&id) };
             if known {
                 return Some((id, output));

@@ -1,7 +1,7 @@
 //! Protocol buffers in gRPC, with buffers of the size that most messages have.
 //!
-//! tonic's own codec takes 8 KiB for each request and 8 KiB for each answer, which the allocator must look for; up to 1 KiB
-//! it has at hand. What is larger grows them.
+//! tonic's own codec takes 8 KiB for each request and 8 KiB for each answer, and a stream keeps both for as long as it lasts. What comes
+//! this way is small (the calls with large values do not: [`super::unary`]); what is larger grows them.
 
 use prost::Message;
 use std::marker::PhantomData;
@@ -9,9 +9,9 @@ use tonic::codec::BufferSettings;
 use tonic_prost::ProstCodec;
 
 /// Bytes for a request that is read. Half of it is for the message: tonic asks for its length once more.
-const READ_BYTES: usize = 1000;
+const READ_BYTES: usize = 128;
 /// Bytes for an answer that is written.
-const WRITE_BYTES: usize = 500;
+const WRITE_BYTES: usize = 128;
 /// tonic's default: a stream's messages are sent once there are so many bytes of them.
 const YIELD_BYTES: usize = 32 * 1024;
 

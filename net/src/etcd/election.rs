@@ -1,5 +1,6 @@
 //! The v3election service.
 
+use super::answers::{Answers, Outlet};
 use super::auth::Caller;
 use super::concurrency::{prefix, prefix_end};
 use super::pb::v3electionpb as pb;
@@ -11,14 +12,10 @@ use brickraft_engine::member::{MemberError, WatchStream};
 use brickraft_engine::types::Revision;
 use bytes::Bytes;
 use pb::election_server::Election;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use std::convert::Infallible;
 use tonic::{Request, Response, Status};
 
-/// Leaders on their way to one observer.
-const LEADERS_MAX: usize = 4;
-
-type Answers = mpsc::Sender<Result<pb::LeaderResponse, Status>>;
+type Answer = Result<pb::LeaderResponse, Status>;
 
 /// The next changes, with their revision; `None` when history is gone and the observer must look anew.
 async fn next_events(watch: &mut WatchStream) -> Result<Option<(Revision, Vec<Event>)>, ApiError> {
@@ -33,8 +30,8 @@ async fn next_events(watch: &mut WatchStream) -> Result<Option<(Revision, Vec<Ev
 }
 
 impl Caller {
-    /// Tells of every leader, and of everything it proclaims. Returns only with an error, or when the observer left.
-    async fn observe_leaders(&self, name: &[u8], answers: &Answers) -> Result<(), ApiError> {
+    /// Tells of every leader, and of everything it proclaims. Returns only with an error.
+    async fn observe_leaders(&self, name: &[u8], answers: &Outlet<Answer>) -> Result<Infallible, ApiError> {
         let prefix = prefix(name);
         loop {
             let (leader, revision) = self.holder(&prefix).await?;
@@ -53,32 +50,25 @@ impl Caller {
             let request = WatchRequest { key: leader.key.clone(), start_revision: revision.next(), ..Default::default() };
             let mut watch = self.handle().watch(Keyspace::User, request).await?;
             let told = pb::LeaderResponse { header: Some(self.header(revision)), kv: Some(convert::key_value(leader)) };
-            if answers.send(Ok(told)).await.is_err() {
-                return Ok(());
-            }
+            answers.send(Ok(told)).await;
             'reign: while let Some((revision, events)) = next_events(&mut watch).await? {
                 for event in events {
                     if event.delete {
                         break 'reign;
                     }
                     let told = pb::LeaderResponse { header: Some(self.header(revision)), kv: Some(convert::key_value(event.kv)) };
-                    if answers.send(Ok(told)).await.is_err() {
-                        return Ok(());
-                    }
+                    answers.send(Ok(told)).await;
                 }
             }
         }
     }
 
-    async fn observe_task(self, name: Bytes, answers: Answers, leader_required: bool) {
+    async fn observe_until_the_end(self, name: Bytes, answers: Outlet<Answer>, leader_required: bool) {
         let end = tokio::select! {
-            result = self.observe_leaders(&name, &answers) => result,
-            e = self.stream_end(leader_required) => Err(e),
-            () = answers.closed() => Ok(()),
+            Err(e) = self.observe_leaders(&name, &answers) => e,
+            e = self.stream_end(leader_required) => e,
         };
-        if let Err(e) = end {
-            let _ = answers.send(Err(e.into())).await;
-        }
+        answers.send(Err(end.into())).await;
     }
 }
 
@@ -107,14 +97,12 @@ impl Election for Api {
         Ok(Response::new(pb::LeaderResponse { header: Some(self.header(revision)), kv: Some(convert::key_value(leader)) }))
     }
 
-    type ObserveStream = ReceiverStream<Result<pb::LeaderResponse, Status>>;
+    type ObserveStream = Answers<Answer>;
 
     async fn observe(&self, request: Request<pb::LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
         let leader_required = self.require_leader(request.metadata())?;
-        let (answers, stream) = mpsc::channel(LEADERS_MAX);
         let (caller, request) = self.caller(request);
-        tokio::spawn(caller.observe_task(request.name, answers, leader_required));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(Answers::of(|answers| caller.observe_until_the_end(request.name, answers, leader_required))))
     }
 
     async fn resign(&self, request: Request<pb::ResignRequest>) -> Result<Response<pb::ResignResponse>, Status> {

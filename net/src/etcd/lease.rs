@@ -1,6 +1,7 @@
 //! The Lease service.
 
 use super::Api;
+use super::answers::{Answers, Outlet};
 use super::auth::Caller;
 use super::pb::etcdserverpb as pb;
 use super::status::ApiError;
@@ -8,12 +9,8 @@ use brickraft_engine::kv::auth::Grants;
 use brickraft_engine::kv::types::{Command, KvError};
 use brickraft_engine::member::MemberError;
 use pb::lease_server::Lease;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Answers on their way to one keep-alive stream.
-const KEEP_ALIVES_MAX: usize = 16;
 /// Random ids tried; two in a row being taken does not happen by chance.
 const RANDOM_ID_TRIES: u32 = 4;
 
@@ -45,17 +42,13 @@ impl Caller {
         }
     }
 
-    async fn keep_alives(self, mut requests: Streaming<pb::LeaseKeepAliveRequest>, answers: mpsc::Sender<Answer>, leader_required: bool) {
+    async fn keep_alives(self, mut requests: Streaming<pb::LeaseKeepAliveRequest>, answers: Outlet<Answer>, leader_required: bool) {
         let end = self.stream_end(leader_required);
         tokio::pin!(end);
         loop {
             let request = tokio::select! {
                 request = requests.message() => request,
-                e = &mut end => {
-                    let _ = answers.send(Err(e.into())).await;
-                    return;
-                }
-                () = answers.closed() => return,
+                e = &mut end => return answers.send(Err(e.into())).await,
             };
             // The client's end or its failure: either way nobody asks any more.
             let Ok(Some(pb::LeaseKeepAliveRequest { id })) = request else { return };
@@ -66,7 +59,8 @@ impl Caller {
                 Err(e) => Err(e.into()),
             };
             let failed = answer.is_err();
-            if answers.send(answer).await.is_err() || failed {
+            answers.send(answer).await;
+            if failed {
                 return;
             }
         }
@@ -91,17 +85,15 @@ impl Lease for Api {
         Ok(Response::new(pb::LeaseRevokeResponse { header: Some(self.header(revision)) }))
     }
 
-    type LeaseKeepAliveStream = ReceiverStream<Answer>;
+    type LeaseKeepAliveStream = Answers<Answer>;
 
     async fn lease_keep_alive(
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let leader_required = self.require_leader(request.metadata())?;
-        let (answers, stream) = mpsc::channel(KEEP_ALIVES_MAX);
         let (caller, requests) = self.caller(request);
-        tokio::spawn(caller.keep_alives(requests, answers, leader_required));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(Answers::of(|answers| caller.keep_alives(requests, answers, leader_required))))
     }
 
     async fn lease_time_to_live(

@@ -4,6 +4,7 @@
 //! response header on the answer. No service holds state of its own beyond its open streams, so any member
 //! serves any client. Only the user key space is reachable from here.
 
+mod answers;
 mod auth;
 mod authority;
 mod check;
@@ -46,6 +47,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch::Receiver;
+use tonic::codegen::http::HeaderMap;
 use tonic::metadata::MetadataMap;
 
 /// The etcd version that this API is equal to. Kubernetes asks for watch progress on 3.5.13 and later.
@@ -176,11 +178,16 @@ impl Api {
 
     /// What `hasleader: true` in a request's metadata asks for: refuse rather than wait. Says whether it was asked.
     fn require_leader(&self, metadata: &MetadataMap) -> Result<bool, ApiError> {
-        let asked = metadata.get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
-        if asked && !self.has_leader() {
+        let asked = asks_for_leader(metadata.as_ref());
+        self.check_leader(asked)?;
+        Ok(asked)
+    }
+
+    fn check_leader(&self, required: bool) -> Result<(), ApiError> {
+        if required && !self.has_leader() {
             return Err(MemberError::NoLeader.into());
         }
-        Ok(asked)
+        Ok(())
     }
 
     /// The kinds of alarms that are raised, by name.
@@ -213,6 +220,11 @@ impl Api {
             }
         }
     }
+}
+
+/// Whether a request's headers say `hasleader: true`.
+fn asks_for_leader(headers: &HeaderMap) -> bool {
+    headers.get("hasleader").is_some_and(|value| value == "true")
 }
 
 /// A proposal without an outcome; the client may go away before there is one.

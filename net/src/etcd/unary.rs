@@ -17,7 +17,6 @@ use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response, header};
 use tonic::codegen::{Body as HttpBody, StdError};
-use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
 /// Before each message: whether it is compressed, and its length in four bytes.
@@ -67,10 +66,8 @@ enum State<B> {
 
 /// A request whose message is not there yet.
 struct Reading<B> {
-    api: Api,
+    caller: Caller,
     call: Call,
-    headers: HeaderMap,
-    cert: Option<ClientCertName>,
     body: B,
     /// What came of a message that comes in pieces.
     pieces: BytesMut,
@@ -83,7 +80,8 @@ where
 {
     pub(super) fn new(api: &Api, call: Call, cert: Option<ClientCertName>, most: Option<Duration>, request: Request<B>) -> Self {
         let (parts, body) = request.into_parts();
-        let reading = Reading { api: api.clone(), call, headers: parts.headers, cert, body, pieces: BytesMut::new() };
+        let caller = Caller::new(api.clone(), &parts.headers, cert);
+        let reading = Reading { caller, call, body, pieces: BytesMut::new() };
         Self { state: State::Reading(reading), deadline: most.map(|most| Box::pin(tokio::time::sleep(most))) }
     }
 
@@ -125,7 +123,7 @@ where
 {
     /// The message. A slice of what was read from the connection where it came in one piece, as nearly all do.
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Status>> {
-        let bytes_max = self.api.settings().limits.message_bytes_max();
+        let bytes_max = self.caller.settings().limits.message_bytes_max();
         loop {
             let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
@@ -150,8 +148,7 @@ where
     }
 
     fn answer(&mut self, message: Bytes) -> Result<Answer, Status> {
-        let metadata = MetadataMap::from_headers(std::mem::take(&mut self.headers));
-        let caller = Caller::new(self.api.clone(), metadata, self.cert.take());
+        let caller = self.caller.clone();
         match self.call {
             Call::Range => begin(caller, message, Caller::kv_range),
             Call::Put => begin(caller, message, Caller::kv_put),

@@ -1,10 +1,11 @@
 //! The Watch service: many watches on one stream.
 //!
-//! One task owns the stream: it reads requests and is the only one to write answers, so that "created" stands before
+//! One function owns the stream: it reads requests and is the only one to write answers, so that "created" stands before
 //! the first event and "canceled" after the last. The updates of all its watches come in one queue. When the client does
 //! not read, that fills up, and then the hub lets the watches fall back to history. Nothing grows.
 
 use super::Api;
+use super::answers::{Answers, Outlet};
 use super::auth::Caller;
 use super::convert;
 use super::pb::etcdserverpb as pb;
@@ -20,22 +21,15 @@ use pb::watch_request::RequestUnion;
 use pb::watch_server::Watch;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Answers on their way to one client.
-const RESPONSES_MAX: usize = 4;
 /// Watches on one stream.
 const WATCHES_MAX: usize = 100_000;
 /// The id in answers that belong to no watch, or to all.
 const NO_WATCH: i64 = -1;
 
 type Answer = Result<pb::WatchResponse, Status>;
-
-/// The client is gone; there is nobody to tell.
-struct Gone;
 
 struct Running {
     /// The member's number for it, which no other watch will ever have.
@@ -58,7 +52,7 @@ struct Progress {
 
 struct Session {
     api: Caller,
-    out: mpsc::Sender<Answer>,
+    out: Outlet<Answer>,
     watches: Watches,
     /// By the client's ids.
     running: BTreeMap<i64, Running>,
@@ -134,52 +128,45 @@ fn reason(e: &ApiError) -> String {
 }
 
 impl Session {
-    async fn send(&self, revision: Revision, response: pb::WatchResponse) -> Result<(), Gone> {
+    async fn send(&self, revision: Revision, response: pb::WatchResponse) {
         let header = Some(self.api.header(revision));
-        self.out.send(Ok(pb::WatchResponse { header, ..response })).await.map_err(|_| Gone)
+        self.out.send(Ok(pb::WatchResponse { header, ..response })).await;
     }
 
-    async fn run(mut self, mut requests: Streaming<pb::WatchRequest>, leader_required: bool) -> Result<(), Gone> {
-        let api = self.api.clone();
+    async fn run(mut self, mut requests: Streaming<pb::WatchRequest>, leader_required: bool) {
+        let api = Api::clone(&self.api);
         let end = api.stream_end(leader_required);
         tokio::pin!(end);
         // A client may close its half and go on listening.
         let mut asking = true;
-        let out = self.out.clone();
-        loop {
+        let end = loop {
             tokio::select! {
                 request = requests.message(), if asking => match request {
-                    Ok(Some(r)) => self.on_request(r).await?,
+                    // In a box: an idle stream shall not keep room for it.
+                    Ok(Some(r)) => Box::pin(self.on_request(r)).await,
                     Ok(None) => asking = false,
-                    Err(_) => return Err(Gone),
+                    // The client is gone; there is nobody to tell.
+                    Err(_) => return,
                 },
                 update = self.watches.next() => match update {
-                    Some((watch, output)) => self.on_update(watch, output).await?,
-                    None => {
-                        // Watches end by themselves only when their member does; the stream ends with it.
-                        let end = ApiError::from(MemberError::Stopped);
-                        return self.out.send(Err(end.into())).await.map_err(|_| Gone);
-                    }
+                    Some((watch, output)) => Box::pin(self.on_update(watch, output)).await,
+                    // Watches end by themselves only when their member does; the stream ends with it.
+                    None => break MemberError::Stopped.into(),
                 },
                 () = tick(&mut self.ticks) => self.on_tick(),
-                e = &mut end => {
-                    return self.out.send(Err(e.into())).await.map_err(|_| Gone);
-                }
-                () = out.closed() => return Err(Gone),
+                e = &mut end => break e,
             }
-        }
+        };
+        Box::pin(self.out.send(Err(end.into()))).await;
     }
 
-    async fn on_request(&mut self, request: pb::WatchRequest) -> Result<(), Gone> {
+    async fn on_request(&mut self, request: pb::WatchRequest) {
         match request.request_union {
             Some(RequestUnion::CreateRequest(r)) => self.create(r).await,
             Some(RequestUnion::CancelRequest(r)) => self.cancel(r.watch_id).await,
             Some(RequestUnion::ProgressRequest(_)) if self.progress.waiting.is_empty() => self.start_progress().await,
-            Some(RequestUnion::ProgressRequest(_)) => {
-                self.progress.again = true;
-                Ok(())
-            }
-            None => Ok(()),
+            Some(RequestUnion::ProgressRequest(_)) => self.progress.again = true,
+            None => {}
         }
     }
 
@@ -226,7 +213,7 @@ impl Session {
         Ok((id, watch))
     }
 
-    async fn create(&mut self, r: pb::WatchCreateRequest) -> Result<(), Gone> {
+    async fn create(&mut self, r: pb::WatchCreateRequest) {
         let now = self.api.revision();
         let (id, watch) = match self.open(&r, now).await {
             Ok(opened) => opened,
@@ -235,7 +222,7 @@ impl Session {
                 return self.send(now, refusal).await;
             }
         };
-        self.send(now, pb::WatchResponse { watch_id: id, created: true, ..Default::default() }).await?;
+        self.send(now, pb::WatchResponse { watch_id: id, created: true, ..Default::default() }).await;
         if !self.progress.waiting.is_empty() {
             // The answer speaks for every watch of the stream, so it waits for this one too.
             self.progress.waiting.insert(id);
@@ -246,7 +233,6 @@ impl Session {
         }
         self.running.insert(id, Running { watch, fragment: r.fragment, progress_notify: r.progress_notify, idle: true });
         self.ids.insert(watch, id);
-        Ok(())
     }
 
     fn forget(&mut self, id: i64) -> bool {
@@ -256,17 +242,17 @@ impl Session {
         true
     }
 
-    async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
+    async fn cancel(&mut self, id: i64) {
         if !self.forget(id) {
-            return Ok(());
+            return;
         }
-        self.send(self.api.revision(), pb::WatchResponse { watch_id: id, canceled: true, ..Default::default() }).await?;
+        self.send(self.api.revision(), pb::WatchResponse { watch_id: id, canceled: true, ..Default::default() }).await;
         self.progress_lost(id).await
     }
 
-    async fn on_update(&mut self, watch: WatchId, output: WatchOutput) -> Result<(), Gone> {
-        let Some(id) = self.ids.get(&watch).copied() else { return Ok(()) };
-        let Some(running) = self.running.get_mut(&id) else { return Ok(()) };
+    async fn on_update(&mut self, watch: WatchId, output: WatchOutput) {
+        let Some(id) = self.ids.get(&watch).copied() else { return };
+        let Some(running) = self.running.get_mut(&id) else { return };
         match output {
             WatchOutput::Events { revision, events } => {
                 running.idle = false;
@@ -286,77 +272,78 @@ impl Session {
                     cancel_reason: KvError::Compacted.to_string(),
                     ..Default::default()
                 };
-                self.send(self.api.revision(), response).await?;
+                self.send(self.api.revision(), response).await;
                 self.progress_lost(id).await
             }
         }
     }
 
-    async fn events(&self, id: i64, fragment: bool, revision: Revision, events: Vec<Event>) -> Result<(), Gone> {
+    async fn events(&self, id: i64, fragment: bool, revision: Revision, events: Vec<Event>) {
         let events = events.into_iter().map(convert::event).collect();
         let bytes_max = if fragment { self.api.settings().limits.request_bytes_max } else { usize::MAX };
         let parts = fragments(events, bytes_max);
         let last = parts.len() - 1;
         for (i, events) in parts.into_iter().enumerate() {
             let part = pb::WatchResponse { watch_id: id, fragment: i < last, events, ..Default::default() };
-            self.send(revision, part).await?;
+            self.send(revision, part).await;
         }
-        Ok(())
     }
 
-    async fn start_progress(&mut self) -> Result<(), Gone> {
+    async fn start_progress(&mut self) {
         self.progress = Progress { waiting: self.running.keys().copied().collect(), ..Default::default() };
         if self.running.is_empty() {
             return self.tell_progress(self.api.revision()).await;
         }
         self.running.values().for_each(|w| self.watches.request_progress(w.watch));
-        Ok(())
     }
 
-    async fn tell_progress(&self, revision: Revision) -> Result<(), Gone> {
+    async fn tell_progress(&self, revision: Revision) {
         self.send(revision, pb::WatchResponse { watch_id: NO_WATCH, ..Default::default() }).await
     }
 
-    async fn on_progress(&mut self, id: i64, notify: bool, revision: Revision) -> Result<(), Gone> {
+    async fn on_progress(&mut self, id: i64, notify: bool, revision: Revision) {
         if !self.progress.waiting.remove(&id) {
             if notify {
-                self.send(revision, pb::WatchResponse { watch_id: id, ..Default::default() }).await?;
+                self.send(revision, pb::WatchResponse { watch_id: id, ..Default::default() }).await;
             }
-            return Ok(());
+            return;
         }
         let least = self.progress.revision.map_or(revision, |r| r.min(revision));
         self.progress.revision = Some(least);
         self.progress_settled().await
     }
 
-    async fn progress_lost(&mut self, id: i64) -> Result<(), Gone> {
-        if self.progress.waiting.remove(&id) { self.progress_settled().await } else { Ok(()) }
+    async fn progress_lost(&mut self, id: i64) {
+        if self.progress.waiting.remove(&id) {
+            self.progress_settled().await;
+        }
     }
 
     /// After the number of watches waited for went down.
-    async fn progress_settled(&mut self) -> Result<(), Gone> {
+    async fn progress_settled(&mut self) {
         if !self.progress.waiting.is_empty() {
-            return Ok(());
+            return;
         }
         let again = std::mem::take(&mut self.progress.again);
         match self.progress.revision.take() {
-            Some(revision) => self.tell_progress(revision).await?,
+            Some(revision) => self.tell_progress(revision).await,
             // Every watch went away before it answered: ask those that are left, if any.
             None => return self.start_progress().await,
         }
-        if again { self.start_progress().await } else { Ok(()) }
+        if again {
+            self.start_progress().await;
+        }
     }
 }
 
 #[tonic::async_trait]
 impl Watch for Api {
-    type WatchStream = ReceiverStream<Answer>;
+    type WatchStream = Answers<Answer>;
 
     async fn watch(&self, request: Request<Streaming<pb::WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let leader_required = self.require_leader(request.metadata())?;
-        let (out, stream) = mpsc::channel(RESPONSES_MAX);
         let (caller, requests) = self.caller(request);
-        let session = Session {
+        let session = |out| Session {
             watches: caller.handle().watches(),
             api: caller,
             out,
@@ -366,8 +353,7 @@ impl Watch for Api {
             progress: Progress::default(),
             ticks: None,
         };
-        tokio::spawn(session.run(requests, leader_required));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(Answers::of(|out| session(out).run(requests, leader_required))))
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::super::peer_name::{ClientCertName, cert_name};
 use super::super::status::ApiError;
-use super::super::{Api, Pending, check};
+use super::super::{Api, Pending, asks_for_leader, check};
 use brickraft_engine::kv::auth::{AuthError, AuthState, Grants, Identity};
 use brickraft_engine::kv::types::{Applied, Command, CommandResponse, Keyspace, KvError, RangeRequest, RangeResponse};
 use brickraft_engine::member::MemberError;
@@ -15,7 +15,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tonic::Request;
-use tonic::metadata::MetadataMap;
+use tonic::codegen::http::{HeaderMap, HeaderValue};
 
 /// A write whose name was established just before permissions changed is sent again so often.
 const OLD_REVISION_TRIES: u32 = 16;
@@ -29,8 +29,14 @@ type Fits = fn(&AuthState, Option<&Identity>) -> Result<(), AuthError>;
 #[derive(Clone)]
 pub(in super::super) struct Caller {
     api: Api,
-    metadata: MetadataMap,
+    token: Option<HeaderValue>,
+    leader_required: bool,
     cert: Option<ClientCertName>,
+}
+
+/// The token in a request's headers.
+fn token(headers: &HeaderMap) -> Option<&HeaderValue> {
+    TOKEN_KEYS.iter().find_map(|key| headers.get(*key))
 }
 
 impl Deref for Caller {
@@ -50,15 +56,15 @@ impl Api {
     /// Takes a request apart.
     pub(in super::super) fn caller<T>(&self, request: Request<T>) -> (Caller, T) {
         let (metadata, mut extensions, message) = request.into_parts();
-        (Caller::new(self.clone(), metadata, extensions.remove::<ClientCertName>()), message)
+        (Caller::new(self.clone(), metadata.as_ref(), extensions.remove::<ClientCertName>()), message)
     }
 
     /// Who a request is from, by the auth store as it is here; `None`: it does not say. A token that means nothing here may
     /// be so new that this member has not heard of its user: then it waits until it has heard of everything.
-    async fn identify(&self, metadata: &MetadataMap, cert: Option<&str>) -> Result<(Arc<AuthState>, Option<Identity>), ApiError> {
+    async fn identify(&self, token: Option<&HeaderValue>, cert: Option<&str>) -> Result<(Arc<AuthState>, Option<Identity>), ApiError> {
         let store = self.handle().store();
         let auth = store.auth();
-        let Some(token) = TOKEN_KEYS.iter().find_map(|key| metadata.get(*key)) else {
+        let Some(token) = token else {
             let who = cert.filter(|_| auth.enabled()).map(|name| Identity { user: name.to_owned(), revision: auth.revision() });
             return Ok((auth, who));
         };
@@ -82,10 +88,11 @@ impl Api {
     /// be a stream that cannot be shared.
     fn admission<T>(&self, request: &Request<T>, fits: Fits) -> impl Future<Output = Result<(), ApiError>> + Send + use<T> {
         let on = self.handle().store().auth_mark() != 0;
-        let brought = on.then(|| (self.clone(), request.metadata().clone(), cert_name(request.extensions()).map(str::to_owned)));
+        let token = token(request.metadata().as_ref());
+        let brought = on.then(|| (self.clone(), token.cloned(), cert_name(request.extensions()).map(str::to_owned)));
         async move {
-            let Some((api, metadata, cert)) = brought else { return Ok(()) };
-            let (auth, who) = api.identify(&metadata, cert.as_deref()).await?;
+            let Some((api, token, cert)) = brought else { return Ok(()) };
+            let (auth, who) = api.identify(token.as_ref(), cert.as_deref()).await?;
             Ok(fits(&auth, who.as_ref())?)
         }
     }
@@ -102,13 +109,13 @@ impl Api {
 }
 
 impl Caller {
-    pub(in super::super) fn new(api: Api, metadata: MetadataMap, cert: Option<ClientCertName>) -> Self {
-        Self { api, metadata, cert }
+    pub(in super::super) fn new(api: Api, headers: &HeaderMap, cert: Option<ClientCertName>) -> Self {
+        Self { api, token: token(headers).cloned(), leader_required: asks_for_leader(headers), cert }
     }
 
     /// Refuses where the request asked for a leader, and there is none.
     pub(in super::super) fn require_a_leader(&self) -> Result<(), ApiError> {
-        self.require_leader(&self.metadata).map(drop)
+        self.check_leader(self.leader_required)
     }
 
     /// The auth store as it is here, and who this is by it; no state while authentication is off.
@@ -117,7 +124,7 @@ impl Caller {
             return Ok(None);
         }
         let cert = self.cert.as_ref().map(|name| name.0.as_str()).filter(|name| !name.is_empty());
-        let (auth, who) = self.api.identify(&self.metadata, cert).await?;
+        let (auth, who) = self.api.identify(self.token.as_ref(), cert).await?;
         Ok(auth.enabled().then_some((auth, who)))
     }
 
@@ -186,17 +193,13 @@ impl Caller {
         }
     }
 
-    fn has_token(&self) -> bool {
-        TOKEN_KEYS.iter().any(|key| self.metadata.contains_key(*key))
-    }
-
     fn says_a_name(&self) -> bool {
-        self.cert.is_some() || self.has_token()
+        self.cert.is_some() || self.token.is_some()
     }
 
     /// Whether what it says is good for one auth revision only.
     fn is_dated(&self) -> bool {
-        self.0.tokens.are_dated() && self.has_token()
+        self.0.tokens.are_dated() && self.token.is_some()
     }
 
     async fn outcome(&self, command: Command) -> Result<(CommandResponse, Revision), ApiError> {
