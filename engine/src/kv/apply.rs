@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 /// etcd's bound on a lease's time.
 const LEASE_TTL_S_MAX: i64 = 9_000_000_000;
+/// Puts in a batch from which on [`Writer::warm`] is worth its time.
+const WARM_MIN: usize = 8;
 /// What is wanted of a change of a key.
 pub(super) type Wants<'t> = &'t dyn Fn(Keyspace, &Bytes) -> Wanted;
 
@@ -137,6 +139,29 @@ impl<'t> Writer<'t> {
     /// What it led to, alarms, users, and the membership where that changed.
     pub(super) fn finish(self) -> (State, Alarms, Arc<AuthState>, Option<Bytes>) {
         (self.state, self.alarms, self.auth, self.membership)
+    }
+
+    /// Makes ready for the puts of many entries, where there are enough of them that it pays.
+    pub(super) fn warm(&self, batch: &[ApplyEntry]) {
+        let mut hashes: [Vec<KeyHash>; 2] = Default::default();
+        for command in batch.iter().filter_map(|entry| entry.command.as_ref()) {
+            match command.unwrapped().1 {
+                Command::Put(keyspace, put) => hashes[*keyspace as usize].push(KeyHash::of(&put.key)),
+                Command::Txn(keyspace, txn) => {
+                    let puts = txn.success.iter().filter_map(|op| if let TxnOp::Put(put) = op { Some(&put.key) } else { None });
+                    hashes[*keyspace as usize].extend(puts.map(|key| KeyHash::of(key)));
+                }
+                _ => {}
+            }
+        }
+        for (keyspace, hashes) in [Keyspace::User, Keyspace::System].into_iter().zip(&hashes).filter(|(_, hashes)| hashes.len() >= WARM_MIN)
+        {
+            self.keyspaces[keyspace as usize].warm(hashes);
+            if let Some(frozen) = self.frozen {
+                frozen.keyspace(keyspace).warm(hashes);
+            }
+            self.base.keyspaces[keyspace as usize].warm(hashes);
+        }
     }
 
     /// Applies one entry, or skips it when it has been applied.

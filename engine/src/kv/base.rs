@@ -125,6 +125,11 @@ impl BaseKeyspace {
         Ok(Some(Numbers { rev, create, version, lease }))
     }
 
+    /// As [`super::overlay::Recent::warm`].
+    pub(super) fn warm(&self, hashes: &[KeyHash]) {
+        self.known.warm(hashes);
+    }
+
     /// The change of exactly this revision; `None` when it has been collected.
     pub(super) fn logged<R>(&self, rev: Rev, f: impl FnOnce(&Logged<'_>) -> R) -> Result<Option<R>, StoreError> {
         let wanted = rev.key();

@@ -201,11 +201,11 @@ impl<'a> Logged<'a> {
 /// Appends `key` so that byte order stays key order with something following: a zero byte becomes `00 ff`,
 /// the end is `00 00`.
 fn escape(key: &[u8], out: &mut Vec<u8>) {
-    for &byte in key {
-        out.push(byte);
-        if byte == 0 {
-            out.push(0xff);
+    for (i, part) in key.split(|byte| *byte == 0).enumerate() {
+        if i != 0 {
+            out.extend_from_slice(&[0, 0xff]);
         }
+        out.extend_from_slice(part);
     }
     out.extend_from_slice(&[0, 0]);
 }

@@ -166,16 +166,20 @@ fn fold_keyspace(
     }
     let used = &mut state.used_bytes;
     let keys = recent.in_order();
+    let mut superseded = Superseded::new(recent);
     for some in keys.chunks(STEP_KEYS) {
-        Tables::open(steps.txn()?, keyspace, used)?.write_current(recent, some)?;
+        let mut tables = Tables::open(steps.txn()?, keyspace, used)?;
+        tables.write_current(&recent.last_of_all(some))?;
+        superseded.write(&mut tables, recent, some)?;
+        drop(tables);
         steps.worked(some.len(), some.len() * PAGE_BYTES)?;
     }
+    superseded.finish(&mut Tables::open(steps.txn()?, keyspace, used)?)?;
     for some in recent.log_pieces().flat_map(|piece| piece.chunks(STEP_KEYS)) {
         Tables::open(steps.txn()?, keyspace, used)?.write_log(some)?;
         steps.worked(some.len(), some.iter().map(|change| change.key.len() + change.value.len()).sum())?;
     }
     let mut tables = Tables::open(steps.txn()?, keyspace, used)?;
-    tables.write_index(recent, &keys)?;
     if numbers.collected < numbers.compact {
         tables.drop_runs(numbers.compact)?;
     }
@@ -188,22 +192,18 @@ fn fold_keyspace(
     Ok(())
 }
 
-/// Puts records that come in order into blocks.
-struct Packer<'a, 't> {
-    table: &'a mut FileTable<'t>,
+/// Puts records that come in order into blocks of a table.
+#[derive(Default)]
+struct Packer {
     key: Vec<u8>,
     block: Vec<u8>,
 }
 
-impl<'a, 't> Packer<'a, 't> {
-    fn new(table: &'a mut FileTable<'t>) -> Self {
-        Self { table, key: Vec::new(), block: Vec::new() }
-    }
-
+impl Packer {
     /// `block_key` makes the table's key of a block that begins with this record.
-    fn push(&mut self, block_key: impl FnOnce() -> Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    fn push(&mut self, table: &mut FileTable<'_>, block_key: impl FnOnce() -> Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         if !block::has_room(&self.block, key, value) {
-            self.flush()?;
+            self.flush(table)?;
         }
         if self.block.is_empty() {
             self.key = block_key();
@@ -212,12 +212,47 @@ impl<'a, 't> Packer<'a, 't> {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), StoreError> {
+    fn flush(&mut self, table: &mut FileTable<'_>) -> Result<(), StoreError> {
         if !self.block.is_empty() {
-            self.table.insert(&self.key[..], &self.block[..])?;
+            table.insert(&self.key[..], &self.block[..])?;
             self.block.clear();
         }
         Ok(())
+    }
+}
+
+/// The run of superseded versions, and deletions, by key, that a checkpoint adds to the index.
+struct Superseded {
+    /// The last revision that it is about.
+    upto: u64,
+    packer: Packer,
+}
+
+impl Superseded {
+    fn new(recent: &Recent) -> Self {
+        Self { upto: recent.last().map_or(0, |change| change.rev.main), packer: Packer::default() }
+    }
+
+    /// Those of some keys, which come in order.
+    fn write(&mut self, tables: &mut Tables<'_, '_>, recent: &Recent, keys: &[u32]) -> Result<(), StoreError> {
+        let mut add = |key: &[u8], rev: Rev, tombstone: bool| {
+            let (key, value) = (index_key(key, rev.main), index_value(rev.sub, tombstone));
+            *tables.used += record_bytes(&key, &value);
+            self.packer.push(&mut tables.index, || runs::block_key(self.upto, &key), &key, &value)
+        };
+        for change in keys.iter().flat_map(|&key| recent.changes_of(key)) {
+            if change.prev != Rev::NONE {
+                add(&change.key, change.prev, false)?;
+            }
+            if change.delete {
+                add(&change.key, change.rev, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, tables: &mut Tables<'_, '_>) -> Result<(), StoreError> {
+        self.packer.flush(&mut tables.index)
     }
 }
 
@@ -232,9 +267,9 @@ impl<'t, 'u> Tables<'t, 'u> {
     }
 
     /// The last version of each key.
-    fn write_current(&mut self, recent: &Recent, keys: &[u32]) -> Result<(), StoreError> {
+    fn write_current(&mut self, changes: &[&Change]) -> Result<(), StoreError> {
         let mut scratch = Vec::new();
-        for change in keys.iter().map(|&key| recent.last_of(key)) {
+        for change in changes {
             if change.delete {
                 remove(&mut self.current, self.used, &change.key)?;
                 continue;
@@ -255,7 +290,7 @@ impl<'t, 'u> Tables<'t, 'u> {
     /// The history, behind what there is; the last block is filled up first.
     fn write_log(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         let last = self.log.last()?.map(|(key, block)| (key.value().to_vec(), block.value().to_vec()));
-        let mut packer = Packer::new(&mut self.log);
+        let mut packer = Packer::default();
         if let Some((key, block)) = last.filter(|(_, block)| block.len() < block::BLOCK_BYTES_MAX / 2) {
             (packer.key, packer.block) = (key, block);
         }
@@ -264,29 +299,9 @@ impl<'t, 'u> Tables<'t, 'u> {
             change.logged().encode(&mut scratch);
             let key = change.rev.key();
             *self.used += record_bytes(&key, &scratch);
-            packer.push(|| key.to_vec(), &key, &scratch)?;
+            packer.push(&mut self.log, || key.to_vec(), &key, &scratch)?;
         }
-        packer.flush()
-    }
-
-    /// A run of superseded versions, and deletions, by key.
-    fn write_index(&mut self, recent: &Recent, keys: &[u32]) -> Result<(), StoreError> {
-        let Some(upto) = recent.last().map(|change| change.rev.main) else { return Ok(()) };
-        let mut packer = Packer::new(&mut self.index);
-        let mut add = |key: &[u8], rev: Rev, tombstone: bool| {
-            let (key, value) = (index_key(key, rev.main), index_value(rev.sub, tombstone));
-            *self.used += record_bytes(&key, &value);
-            packer.push(|| runs::block_key(upto, &key), &key, &value)
-        };
-        for change in keys.iter().flat_map(|&key| recent.changes_of(key)) {
-            if change.prev != Rev::NONE {
-                add(&change.key, change.prev, false)?;
-            }
-            if change.delete {
-                add(&change.key, change.rev, true)?;
-            }
-        }
-        packer.flush()
+        packer.flush(&mut self.log)
     }
 
     /// Merges the latest runs while there are many of about one size. So each record is written again once for

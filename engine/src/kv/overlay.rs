@@ -148,6 +148,12 @@ impl Places {
         self.0.find(hash.spread(), |place| place.hash == hash && is_it(place.at)).map(|place| place.at)
     }
 
+    /// The numbers of keys that have these hashes: nearly always those that are looked for.
+    pub(super) fn likely(&self, hashes: &[KeyHash]) -> Vec<u32> {
+        let likely = |hash: &KeyHash| self.0.find(hash.spread(), |place| place.hash == *hash).map(|place| place.at);
+        hashes.iter().filter_map(likely).collect()
+    }
+
     fn iter(&self) -> impl Iterator<Item = (KeyHash, u32)> {
         self.0.iter().map(|place| (place.hash, place.at))
     }
@@ -189,6 +195,18 @@ impl Recent {
 
     fn place(&self, key: &[u8], hash: KeyHash) -> Option<u32> {
         self.places.find(hash, |at| self.key(at) == key)
+    }
+
+    /// Reads what looking for these keys will read, so that it is in the processor's caches by then. One by one, each look-up waits for
+    /// memory five times over, each time for an address that was read just before; here the waits of many keys overlap.
+    pub(super) fn warm(&self, hashes: &[KeyHash]) {
+        let mut places = self.places.likely(hashes);
+        for place in &mut places {
+            *place = self.versions[*place as usize].last;
+        }
+        let revisions = places.iter().fold(0, |sum: u64, &at| sum.wrapping_add(self.at(at).rev.main));
+        let bytes = places.iter().filter_map(|&at| self.at(at).key.first()).fold(0, |sum: u8, byte| sum.wrapping_add(*byte));
+        std::hint::black_box((revisions, bytes));
     }
 
     fn at(&self, place: u32) -> &Change {
@@ -253,19 +271,24 @@ impl Recent {
         self.log.last()
     }
 
-    /// All keys in order, as numbers for [`Self::last_of`] and [`Self::changes_of`].
+    /// All keys in order, as numbers for [`Self::last_of_all`] and [`Self::changes_of`].
     pub(super) fn in_order(&self) -> Vec<u32> {
         self.order.all(|place| self.key(place))
     }
 
-    /// The last change of each key, with the key's hash; in no order, so that nothing that is kept may depend on it.
-    pub(super) fn hashed(&self) -> impl Iterator<Item = (KeyHash, &Change)> {
-        self.places.iter().map(|(hash, at)| (hash, self.last_of(at)))
+    /// All keys as [`Self::in_order`], with their hashes; in no order, so that nothing that is kept may depend on it.
+    pub(super) fn hashed(&self) -> (Vec<KeyHash>, Vec<u32>) {
+        self.places.iter().unzip()
     }
 
-    /// A key's last change.
-    pub(super) fn last_of(&self, place: u32) -> &Change {
-        self.at(self.versions[place as usize].last)
+    /// The last changes of some keys. They lie anywhere in memory, and are read here so that the waits for it overlap.
+    pub(super) fn last_of_all(&self, places: &[u32]) -> Vec<&Change> {
+        let last: Vec<u32> = places.iter().map(|&place| self.versions[place as usize].last).collect();
+        let last: Vec<&Change> = last.iter().map(|&at| self.at(at)).collect();
+        let revisions = last.iter().fold(0, |sum: u64, change| sum.wrapping_add(change.rev.main));
+        let bytes = last.iter().filter_map(|change| change.key.first()).fold(0, |sum: u8, byte| sum.wrapping_add(*byte));
+        std::hint::black_box((revisions, bytes));
+        last
     }
 
     /// A key's changes, ascending.

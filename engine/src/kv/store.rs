@@ -335,7 +335,10 @@ impl Store {
             }
             applied = applied.max(entry.index);
         }
-        self.write(wants, |writer| batch.iter().map(|entry| writer.apply(entry)).collect())
+        self.write(wants, |writer| {
+            writer.warm(batch);
+            batch.iter().map(|entry| writer.apply(entry)).collect()
+        })
     }
 
     /// Runs `f` on the state in memory; what it did is seen once it is done.

@@ -65,7 +65,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     ensure!(rustix::process::geteuid().is_root(), "mounts need root");
     let wanted = |name: &str, list: &[String]| list.is_empty() || list.iter().any(|n| n == name);
-    let systems: Vec<System> = System::ALL.into_iter().filter(|s| wanted(s.name(), &options.systems)).collect();
+    let systems: Vec<System> = System::all().filter(|s| wanted(s.name(), &options.systems)).collect();
     ensure!(!systems.is_empty(), "--systems: none of them is known");
     let target = root().join("target");
     let brickraft = match &options.brickraft {

@@ -2,41 +2,50 @@
 
 use super::lower::{Lower, run};
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// Ours with some options.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Own {
+    name: &'static str,
+    options: &'static str,
+}
+
+impl Own {
+    const fn new(name: &'static str, options: &'static str) -> Self {
+        Self { name, options }
+    }
+}
+
+/// The ways that ours is measured in. Once the kernel's switch is on, all but those without would use rings.
+pub(crate) static OWN: [Own; 6] = [
+    // As it comes.
+    Own::new("brickraft", "noio_uring"),
+    // As the kernel's overlayfs, it looks for no changes made directly in a branch.
+    Own::new("brickraft-none", "udba=none,noio_uring"),
+    Own::new("brickraft-ring", "io_uring"),
+    Own::new("brickraft-through", "io_uring,passthrough"),
+    // Nothing is synced, as unionfs-fuse and fuse-overlayfs do it.
+    Own::new("brickraft-volatile", "io_uring,volatile"),
+    Own::new("brickraft-all", "io_uring,passthrough,volatile"),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum System {
     Overlayfs,
     FuseOverlayfs,
     Mergerfs,
     UnionfsFuse,
-    /// With the options that it has by itself.
-    Ours,
-    /// With `udba=none`: as the kernel's overlayfs, it looks for no changes made directly in a branch.
-    OursNone,
-    /// With requests by io_uring.
-    OursRing,
-    /// The same with `passthrough`.
-    OursThrough,
-    /// By io_uring, and nothing is synced, as unionfs-fuse and fuse-overlayfs do it.
-    OursVolatile,
+    Ours(&'static Own),
 }
 
 impl System {
-    pub(crate) const ALL: [Self; 9] = [
-        Self::Overlayfs,
-        Self::FuseOverlayfs,
-        Self::Mergerfs,
-        Self::UnionfsFuse,
-        Self::Ours,
-        Self::OursNone,
-        Self::OursRing,
-        Self::OursThrough,
-        Self::OursVolatile,
-    ];
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let peers = [Self::Overlayfs, Self::FuseOverlayfs, Self::Mergerfs, Self::UnionfsFuse];
+        peers.into_iter().chain(OWN.iter().map(Self::Ours))
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -44,16 +53,12 @@ impl System {
             Self::FuseOverlayfs => "fuse-overlayfs",
             Self::Mergerfs => "mergerfs",
             Self::UnionfsFuse => "unionfs-fuse",
-            Self::Ours => "brickraft",
-            Self::OursNone => "brickraft-none",
-            Self::OursRing => "brickraft-ring",
-            Self::OursThrough => "brickraft-through",
-            Self::OursVolatile => "brickraft-volatile",
+            Self::Ours(own) => own.name,
         }
     }
 
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Ours | Self::OursNone | Self::OursRing | Self::OursThrough | Self::OursVolatile)
+        matches!(self, Self::Ours(_))
     }
 
     /// mergerfs has no copy-up and no whiteouts.
@@ -106,16 +111,8 @@ impl System {
                 c.arg(format!("{u}=RW:{l}=RO"));
                 c
             }
-            Self::Ours | Self::OursNone | Self::OursRing | Self::OursThrough | Self::OursVolatile => {
-                // Once the kernel's switch is on, all would use rings.
-                let own = match self {
-                    Self::OursNone => "udba=none,noio_uring",
-                    Self::OursRing => "io_uring",
-                    Self::OursThrough => "io_uring,passthrough",
-                    Self::OursVolatile => "io_uring,volatile",
-                    _ => "noio_uring",
-                };
-                let mut options = format!("br={u}=rw:{l}=ro,{own}");
+            Self::Ours(own) => {
+                let mut options = format!("br={u}=rw:{l}=ro,{}", own.options);
                 options.extend(with.iter().flat_map(|w| [",", w]));
                 let mut c = Command::new(brickraft);
                 c.args(["union", "-o", &options]);
