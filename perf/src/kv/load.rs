@@ -43,6 +43,8 @@ const LEASE_TTL_S: i64 = 3600;
 pub(crate) enum Op {
     /// One key.
     Put,
+    /// One of so many keys that [`fill`] made.
+    Overwrite { prefix: &'static str, keys: u32 },
     /// One key.
     Range { serializable: bool },
     /// So many puts of different keys.
@@ -147,7 +149,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) async fn new(mut connection: Connection, op: Op, source: Rc<Source>) -> Result<Self, CallError> {
         let path = match op {
-            Op::Put => "/etcdserverpb.KV/Put",
+            Op::Put | Op::Overwrite { .. } => "/etcdserverpb.KV/Put",
             Op::Range { .. } => "/etcdserverpb.KV/Range",
             Op::Txn { .. } => "/etcdserverpb.KV/Txn",
             Op::KeepAlive => "/etcdserverpb.Lease/LeaseKeepAlive",
@@ -167,8 +169,9 @@ impl Client {
         let s = &self.source;
         let (c, e) = (&mut self.connection, &self.endpoint);
         match self.op {
-            Op::Put => {
-                let request = s.put(key("p", s.below(PUT_KEYS)));
+            Op::Put | Op::Overwrite { .. } => {
+                let (prefix, keys) = if let Op::Overwrite { prefix, keys } = self.op { (prefix, keys) } else { ("p", PUT_KEYS) };
+                let request = s.put(key(prefix, s.below(keys)));
                 Ok(c.unary::<_, pb::PutResponse>(e, &request).await?.header)
             }
             Op::Range { serializable } => {

@@ -1,7 +1,7 @@
 //! Many keys that nobody asks for: memory, space on disk, and how long restarts take.
 
 use super::cluster::{Cluster, MEMBERS};
-use super::load::fill;
+use super::load::{Load, Op, fill, run as put_for};
 use super::report::Figures;
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 /// Rest before memory is looked at: what runs after the last put (checkpoint, collection) ends.
 const SETTLE: Duration = Duration::from_secs(10);
+/// The keys' first letter.
+const PREFIX: &str = "k";
+/// Puts before the second kill, so that the log has what no checkpoint has.
+const CRASH_LOAD: Duration = Duration::from_secs(5);
 
 fn bytes_below(dir: &Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
@@ -21,10 +25,10 @@ fn bytes_below(dir: &Path) -> Result<u64> {
     Ok(sum)
 }
 
-/// Fills, rests, measures, restarts a follower in good order, then kills all and starts them.
+/// Fills, rests, measures, restarts a follower in good order, then kills all and starts them, once at rest and once after puts.
 pub(crate) async fn run(cluster: &mut Cluster, keys: u32) -> Result<Figures> {
     let began = Instant::now();
-    fill(cluster, "k", keys).await?;
+    fill(cluster, PREFIX, keys).await?;
     let filled = began.elapsed();
     tokio::time::sleep(SETTLE).await;
     let mut figures = Figures::default();
@@ -39,6 +43,15 @@ pub(crate) async fn run(cluster: &mut Cluster, keys: u32) -> Result<Figures> {
     cluster.answers(follower).await?;
     figures.extra("member_restart_ms", began.elapsed().as_secs_f64() * 1e3);
 
+    figures.extra("cluster_restart_ms", restart_all(cluster).await?);
+    let load = Load { op: Op::Overwrite { prefix: PREFIX, keys }, clients: 100, connections: 10, rate: None };
+    put_for(cluster, load, CRASH_LOAD).await?;
+    figures.extra("restart_after_puts_ms", restart_all(cluster).await?);
+    Ok(figures)
+}
+
+/// Kills all members and starts them; milliseconds until all answer.
+async fn restart_all(cluster: &mut Cluster) -> Result<f64> {
     for member in 0..MEMBERS {
         cluster.kill(member)?;
     }
@@ -47,6 +60,5 @@ pub(crate) async fn run(cluster: &mut Cluster, keys: u32) -> Result<Figures> {
         cluster.launch(member)?;
     }
     cluster.ready().await?;
-    figures.extra("cluster_restart_ms", began.elapsed().as_secs_f64() * 1e3);
-    Ok(figures)
+    Ok(began.elapsed().as_secs_f64() * 1e3)
 }
