@@ -27,6 +27,7 @@ pub mod pb;
 mod peer_name;
 mod serve;
 mod status;
+mod streams;
 mod unary;
 mod watch;
 

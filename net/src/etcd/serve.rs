@@ -9,11 +9,12 @@ use super::pb::etcdserverpb::{
 use super::pb::health::health_server::HealthServer;
 use super::pb::v3electionpb::election_server::ElectionServer;
 use super::pb::v3lockpb::lock_server::LockServer;
+use super::streams::Streams;
 use super::{Api, Settings};
 use crate::stream::Listener;
 use crate::tls::Acceptor;
 use brickraft_engine::member::MemberHandle;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -72,7 +73,6 @@ pub async fn serve_with(port: impl Into<Port>, handle: MemberHandle, settings: S
     let (accepted, mut incoming) = mpsc::channel(ACCEPTED_MAX);
     let accept = AbortOnDrop(tokio::spawn(accept(listener, tls, api, accepted)));
     let connections = GracefulShutdown::new();
-    let http = http();
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
@@ -81,9 +81,11 @@ pub async fn serve_with(port: impl Into<Port>, handle: MemberHandle, settings: S
                 let Some(stream) = stream else { break };
                 // Straight on hyper: tonic's own server puts half a dozen layers between it and us, all of them for each request.
                 let service = TowerToHyperService::new(front.of(stream.name()));
-                let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service).into_owned());
+                let streams = Streams::default();
+                let connection = http(streams.clone()).serve_connection(TokioIo::new(stream), service).into_owned();
+                let connection = connections.watch(connection);
                 tokio::spawn(async move {
-                    if let Err(e) = connection.await {
+                    if let Err(e) = streams.run(connection).await {
                         tracing::debug!(%e, "client connection");
                     }
                 });
@@ -96,8 +98,8 @@ pub async fn serve_with(port: impl Into<Port>, handle: MemberHandle, settings: S
 }
 
 /// How HTTP is spoken.
-fn http() -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+fn http(streams: Streams) -> auto::Builder<Streams> {
+    let mut http = auto::Builder::new(streams);
     http.http1().timer(TokioTimer::new());
     http.http2()
         .timer(TokioTimer::new())
