@@ -221,6 +221,12 @@ pub struct StatFs {
 pub const RENAME_NOREPLACE: u32 = 1;
 /// `Rename`: swap both names (Linux's `RENAME_EXCHANGE`).
 pub const RENAME_EXCHANGE: u32 = 2;
+/// `Fallocate`: leave the size as it is (Linux's `FALLOC_FL_KEEP_SIZE`).
+pub const FALLOC_KEEP_SIZE: u32 = 1;
+/// `Fallocate`: leave a hole, with [`FALLOC_KEEP_SIZE`] (Linux's `FALLOC_FL_PUNCH_HOLE`).
+pub const FALLOC_PUNCH_HOLE: u32 = 2;
+/// `Fallocate`: zeros (Linux's `FALLOC_FL_ZERO_RANGE`).
+pub const FALLOC_ZERO_RANGE: u32 = 16;
 /// The extended attribute that holds a file's fence: a decimal number that only rises. See SEMANTICS.md, "Fencing".
 pub const XATTR_FENCE: &[u8] = b"user.brickraft.fence";
 

@@ -74,6 +74,14 @@ impl Default for UnionConfig {
 }
 
 impl UnionConfig {
+    /// Refuses options that exclude each other.
+    ///
+    /// # Errors
+    /// Which ones.
+    pub fn check(&self) -> Result<(), UnionError> {
+        if self.lazy.cpup.is_some() { self.goes_with_lazy() } else { Ok(()) }
+    }
+
     /// What a `lazy-cpup` excludes.
     pub(super) fn goes_with_lazy(&self) -> Result<(), UnionError> {
         match (self.layout, self.volatile) {

@@ -92,9 +92,7 @@ impl Union {
         if config.branches.len() > BRANCHES_MAX {
             return Err(UnionError::TooManyBranches);
         }
-        if config.lazy.cpup.is_some() {
-            config.goes_with_lazy()?;
-        }
+        config.check()?;
         rustix::process::umask(rustix::fs::Mode::empty());
         for (i, branch) in config.branches.iter().enumerate() {
             for other in &config.branches[..i] {

@@ -30,9 +30,9 @@ pub enum UnionError {
          (brickraft union complete DIR), or remove them"
     )]
     Needed { branch: String, files: usize, example: String },
-    #[error("lazy-cpup does not go with layout=overlay: overlayfs would take the sparse copies for whole files")]
+    #[error("lazy-cpup and layout=overlay exclude each other: overlayfs would take the sparse copies for whole files")]
     LazyOverlay,
-    #[error("lazy-cpup does not go with volatile: what a copy has already must be known after a crash")]
+    #[error("lazy-cpup and volatile exclude each other: what a copy has already must be known after a crash")]
     LazyVolatile,
     #[error(
         "branch {branch} was written to with the option volatile by a union that did not end in order, or still runs: files in it may be half \

@@ -5,7 +5,7 @@ use crate::client::ClientOptions;
 use crate::management::with_port;
 use anyhow::{Context, Result, bail, ensure};
 use brickraft_fs::fuse::{MountFlags, Transport};
-use brickraft_fs::union::{Layout, Perm, UnionConfig};
+use brickraft_fs::union::{Perm, UnionConfig};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -89,14 +89,7 @@ impl Options {
             Some(Change::LazyCopyUp(bytes)) => out.union.lazy.cpup = bytes,
             _ => {}
         }
-        ensure!(
-            out.union.lazy.cpup.is_none() || out.union.layout == Layout::Aufs,
-            "lazy-cpup and layout=overlay exclude each other: overlayfs would take the sparse copies for whole files"
-        );
-        ensure!(
-            out.union.lazy.cpup.is_none() || !out.union.volatile,
-            "lazy-cpup and volatile exclude each other: what a copy has already must be known after a crash"
-        );
+        out.union.check()?;
         ensure!(out.remount || out.changes.is_empty(), "append, prepend, add, mod and del change a live union: give them with remount");
         ensure!(!(out.passthrough && out.writeback), "writeback and passthrough exclude each other (the kernel's rule): give one");
         ensure!(!out.remount || out.branches.is_empty(), "branches of a live union are changed by append, prepend, add, mod and del");

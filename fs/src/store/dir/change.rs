@@ -5,8 +5,6 @@ use super::sys::{self, Res};
 use crate::fop::{Attr, Errno, FileKind, Gfid, SetAttr, TimeSpec};
 use crate::store::{OpCtx, check};
 
-pub(super) const FALLOC_KEEP_SIZE: u32 = 1;
-pub(super) const FALLOC_PUNCH_HOLE: u32 = 2;
 /// The modes that are handed to the file system: keep size, punch hole, collapse, zero, insert, unshare.
 const FALLOC_KNOWN: u32 = 1 | 2 | 8 | 16 | 32 | 64;
 

@@ -1,12 +1,11 @@
 //! What heal needs of a brick.
 
 use super::DirStore;
-use super::change::{FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE};
 use super::create_object::NewNode;
 use super::handles::{DirPlace, Obj, bucket_path, leaf_path, limbo_path, orphan_path};
 use super::sweep::gfids_of;
 use super::sys::{self, At, Res};
-use crate::fop::{Attr, Bucket, Errno, FileKind, Gfid, RENAME_NOREPLACE, TimeSpec};
+use crate::fop::{Attr, Bucket, Errno, FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FileKind, Gfid, RENAME_NOREPLACE, TimeSpec};
 use crate::heal::{ExactAttr, HealStore, NameEntry, Place, STRANGER};
 use crate::store::{BrickStore, XATTR_SUM, check};
 use bytes::Bytes;

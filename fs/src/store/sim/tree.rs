@@ -1,7 +1,10 @@
 //! The tree in memory: file operations with the results that a directory gives.
 
 use super::node::Node;
-use crate::fop::{Attr, Errno, FileKind, Fop, Gfid, RENAME_EXCHANGE, RENAME_NOREPLACE, SetAttr, TimeSpec};
+use crate::fop::{
+    Attr, Errno, FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, FileKind, Fop, Gfid, RENAME_EXCHANGE, RENAME_NOREPLACE, SetAttr,
+    TimeSpec,
+};
 use crate::heal::Place;
 use crate::store::check;
 use bytes::Bytes;
@@ -262,10 +265,7 @@ impl Tree {
     }
 
     pub(super) fn fallocate(&mut self, gfid: Gfid, offset: u64, len: u64, mode: u32, time: TimeSpec) -> Res<()> {
-        const KEEP_SIZE: u32 = 1;
-        const PUNCH_HOLE: u32 = 2;
-        const ZERO_RANGE: u32 = 16;
-        if !matches!(mode, 0 | KEEP_SIZE | 3 | ZERO_RANGE | 17) {
+        if !matches!(mode, 0 | FALLOC_KEEP_SIZE | 3 | FALLOC_ZERO_RANGE | 17) {
             return Err(Errno::EOPNOTSUPP);
         }
         self.file(gfid)?;
@@ -274,10 +274,10 @@ impl Tree {
         }
         let end = offset.checked_add(len).filter(|e| i64::try_from(*e).is_ok()).ok_or(Errno::EFBIG)?;
         let node = self.get_mut(gfid)?;
-        if mode & KEEP_SIZE == 0 {
+        if mode & FALLOC_KEEP_SIZE == 0 {
             node.content.size = node.content.size.max(end);
         }
-        if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
+        if mode & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE) != 0 {
             node.content.punch(offset, end);
         }
         (node.mtime, node.ctime) = (time, time);

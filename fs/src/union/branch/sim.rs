@@ -4,7 +4,9 @@
 //! by choice, kept: both must be survived).
 
 use super::{At, Branch, Fetched, Handle, Listed, New, ObjectId, Open, RENAME_WHITEOUT, SEEK_DATA, Stat};
-use crate::fop::{Errno, FileKind, RENAME_EXCHANGE, RENAME_NOREPLACE, SetAttr, StatFs, TimeSpec};
+use crate::fop::{
+    Errno, FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, FileKind, RENAME_EXCHANGE, RENAME_NOREPLACE, SetAttr, StatFs, TimeSpec,
+};
 use crate::union::Res;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -522,14 +524,11 @@ impl Branch for SimBranch {
     }
 
     fn fallocate(&self, file: &Handle, offset: u64, len: u64, mode: u32) -> Res<()> {
-        const KEEP_SIZE: u32 = 1;
-        const PUNCH_HOLE: u32 = 2;
-        const ZERO_RANGE: u32 = 16;
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
-        if !matches!(mode, 0 | KEEP_SIZE | 3 | ZERO_RANGE | 17) {
+        if !matches!(mode, 0 | FALLOC_KEEP_SIZE | 3 | FALLOC_ZERO_RANGE | 17) {
             return Err(Errno::EOPNOTSUPP);
         }
-        if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
+        if mode & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE) != 0 {
             let mut state = self.lock();
             let node = state.tree.get_mut(number(file)?)?;
             let content = Arc::make_mut(&mut node.data);
@@ -538,7 +537,7 @@ impl Branch for SimBranch {
             content[range].fill(0);
             node.mtime = node.ctime;
         }
-        if mode & KEEP_SIZE != 0 {
+        if mode & FALLOC_KEEP_SIZE != 0 {
             return Ok(());
         }
         let size = self.stat(At::Open(file))?.size.max(end);

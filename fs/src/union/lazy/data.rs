@@ -8,12 +8,8 @@ use super::super::node::Node;
 use super::bits::{Bits, bytes_for};
 use super::lower::lost_bitmap;
 use super::{Lazy, Maps, STEP_BYTES_MAX, State};
-use crate::fop::Errno;
+use crate::fop::{Errno, FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE};
 use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
-
-const KEEP_SIZE: u32 = 1;
-const PUNCH_HOLE: u32 = 2;
-const ZERO_RANGE: u32 = 16;
 
 /// A lazy copy, open.
 #[derive(Clone, Copy)]
@@ -173,14 +169,16 @@ impl Union {
     /// fallocate(2).
     pub(in crate::union) fn lazy_fallocate(&self, file: LazyFile<'_>, offset: u64, len: u64, mode: u32) -> Res<()> {
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
-        match mode & !KEEP_SIZE {
+        match mode & !FALLOC_KEEP_SIZE {
             // Space for what is not copied yet: no content changes.
             0 => {
                 let mut state = file.state_mut()?;
                 file.lower_mark(&mut state)?;
                 file.branch().fallocate(file.copy, offset, len, mode)
             }
-            PUNCH_HOLE | ZERO_RANGE => self.take_over(file, offset, end, |branch| branch.fallocate(file.copy, offset, len, mode)),
+            FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE => {
+                self.take_over(file, offset, end, |branch| branch.fallocate(file.copy, offset, len, mode))
+            }
             // What moves data must have it.
             _ => {
                 while !self.complete_some(file, u64::MAX)? {}
