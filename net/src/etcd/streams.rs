@@ -4,8 +4,10 @@
 //! a cache line, put into the runtime's queue and taken from it for every step. Here they live beside the connection: whoever answers a
 //! request wakes the connection, which sends the answer in the same turn.
 
+use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use hyper::rt::Executor;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
@@ -18,7 +20,8 @@ pub(super) struct Streams(Arc<Mutex<Vec<Request>>>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, request: F) {
-        self.lock().push(Box::pin(request));
+        // One that panics ends its own stream only, as a task of its own would.
+        self.lock().push(Box::pin(AssertUnwindSafe(request).catch_unwind().map(drop)));
     }
 }
 
@@ -72,7 +75,8 @@ mod tests {
                     }
                 });
                 wait_first.await.unwrap();
-                // One that comes while another runs, and one that never ends.
+                // One that panics, one that comes while another runs, and one that never ends.
+                streams.execute(async { panic!("on purpose") });
                 streams.execute(async move { second.send(()).unwrap() });
                 streams.execute(async move {
                     let _dropped = dropped;
