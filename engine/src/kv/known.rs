@@ -48,7 +48,7 @@ impl Known {
     /// As [`Recent::warm`].
     pub(super) fn warm(&self, hashes: &[KeyHash]) {
         let starts: Vec<usize> = self.places.likely(hashes).iter().map(|&at| self.versions[at as usize].key_start).collect();
-        std::hint::black_box(starts.iter().fold(0, |sum: u8, &start| sum.wrapping_add(self.keys[start])));
+        std::hint::black_box(starts.iter().fold(0, |sum: u8, &start| sum.wrapping_add(self.keys.get(start).copied().unwrap_or(0))));
     }
 
     /// The numbers of a key's living version; `None` inside: it has none. `None`: look into the file.

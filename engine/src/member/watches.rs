@@ -47,20 +47,37 @@ pub struct Watches {
     open: BTreeSet<WatchId>,
 }
 
+/// A watch that is asked for. Whoever gives up waiting has it cancelled: it may have begun, and nobody else knows its number.
+struct Asked<'h> {
+    handle: &'h MemberHandle,
+    answer: oneshot::Receiver<Result<WatchId, MemberError>>,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.answer.close();
+        if let Ok(Ok(id)) = self.answer.try_recv() {
+            self.handle.control(Control::CancelWatch(id));
+        }
+    }
+}
+
 impl Watches {
     pub(super) fn new(handle: MemberHandle) -> Self {
         let (sender, updates) = mpsc::channel(WATCH_UPDATES_MAX);
         Self { handle, sink: WatchSink { updates: sender, blocked: Arc::default() }, updates, open: BTreeSet::new() }
     }
 
-    /// Starts a watch; returns the member's number for it, unique in this process.
+    /// Starts a watch; returns the member's number for it, unique in this process. Cancel safe: then there is none.
     ///
     /// # Errors
     /// When the member is gone or has too many requests waiting.
     pub async fn create(&mut self, keyspace: Keyspace, request: WatchRequest) -> Result<WatchId, MemberError> {
         let (reply, answer) = oneshot::channel();
         self.handle.call(Call::Watch { keyspace, request, sink: self.sink.clone(), reply })?;
-        let id = answer.await.unwrap_or(Err(MemberError::Stopped))?;
+        let mut asked = Asked { handle: &self.handle, answer };
+        let id = (&mut asked.answer).await.unwrap_or(Err(MemberError::Stopped))?;
+        drop(asked);
         self.open.insert(id);
         Ok(id)
     }

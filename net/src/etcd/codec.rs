@@ -1,7 +1,7 @@
 //! Protocol buffers in gRPC, with buffers of the size that most messages have.
 //!
 //! tonic's own codec takes 8 KiB for each request and 8 KiB for each answer, and a stream keeps both for as long as it lasts. What comes
-//! this way is small (the calls with large values do not: [`super::unary`]); what is larger grows them.
+//! this way is mostly small (the calls with large values do not come this way: [`super::unary`]); what is larger grows them.
 
 use prost::Message;
 use std::marker::PhantomData;

@@ -3,8 +3,9 @@
 use super::cluster::{config, put};
 use crate::io::sim::SimDisk;
 use crate::kv::types::{Keyspace, RangeRequest};
-use crate::kv::{Store, WatchOutput, WatchRequest};
+use crate::kv::{Store, WatchId, WatchOutput, WatchRequest};
 use crate::member::driver::{DriverError, Transport, run};
+use crate::member::handle::{Call, Control};
 use crate::member::identity::{InitialMember, bootstrap};
 use crate::member::{Clock, MemberConfig, MemberCore, MemberHandle, PeerMessage, Start};
 use crate::types::NodeId;
@@ -125,4 +126,26 @@ fn three_handles_over_channels() {
     for member in members.into_values() {
         assert!(runtime.block_on(local.run_until(member.task)).expect("task").is_ok());
     }
+}
+
+/// The driver has begun the watch, and its answer lies there when the client goes away.
+#[tokio::test]
+async fn a_watch_that_nobody_waits_for_any_more_is_cancelled() {
+    let (cluster_id, founders) = bootstrap(&[InitialMember { name: "m1".into(), peer_urls: vec!["http://127.0.0.1:1".into()] }], "tokio");
+    let id = founders.ids().next().expect("a member");
+    let clock = Clock::start();
+    let store = Arc::new(Store::with_backend(redb::backends::InMemoryBackend::new(), 4 << 20).expect("store"));
+    let config = MemberConfig { id, cluster_id, ..config() };
+    let core = MemberCore::open(config, Start::Founder(founders), SimDisk::new(1).open(), store.clone(), clock.now(), 1).expect("open");
+    let (handle, mut inbox) = MemberHandle::new(store, core.status(), clock);
+    let mut watches = handle.watches();
+    {
+        let mut create = std::pin::pin!(watches.create(Keyspace::User, WatchRequest::default()));
+        assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(create.as_mut().poll(cx).is_pending())).await);
+        let Some(Call::Watch { reply, .. }) = inbox.calls.recv().await else { panic!("it asks for a watch") };
+        assert!(reply.send(Ok(WatchId(7))).is_ok());
+    }
+    assert!(matches!(inbox.control.try_recv(), Ok(Control::CancelWatch(WatchId(7)))));
+    drop(watches);
+    assert!(inbox.control.try_recv().is_err(), "once");
 }
