@@ -22,7 +22,7 @@ const MERGED_BLOCKS_MAX: usize = 512;
 /// Pages that one step of a checkpoint dirties, about. The engine buffers 32 MiB of them: beyond that it would write
 /// pages out, read them back to sum them up, and write them again.
 const STEP_BYTES_MAX: usize = if cfg!(test) { 8 << 10 } else { 16 << 20 };
-/// Keys that are written before a look at [`STEP_BYTES_MAX`], and at the pace: well below a millisecond's work.
+/// Keys that are written, with what they supersede, before a look at [`STEP_BYTES_MAX`], and at the pace: mostly well below a millisecond's work.
 const STEP_KEYS: usize = if cfg!(test) { 3 } else { 256 };
 /// What a key may dirty: a page of its own.
 const PAGE_BYTES: usize = 4096;

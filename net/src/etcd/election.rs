@@ -63,10 +63,10 @@ impl Caller {
         }
     }
 
-    async fn observe_until_the_end(self, name: Bytes, answers: Outlet<Answer>, leader_required: bool) {
+    async fn observe_until_the_end(self, name: Bytes, answers: Outlet<Answer>) {
         let end = tokio::select! {
             Err(e) = self.observe_leaders(&name, &answers) => e,
-            e = self.stream_end(leader_required) => e,
+            e = self.stream_end(self.leader_required()) => e,
         };
         answers.send(Err(end.into())).await;
     }
@@ -100,9 +100,9 @@ impl Election for Api {
     type ObserveStream = Answers<Answer>;
 
     async fn observe(&self, request: Request<pb::LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
-        let leader_required = self.require_leader(request.metadata())?;
         let (caller, request) = self.caller(request);
-        Ok(Response::new(Answers::of(|answers| caller.observe_until_the_end(request.name, answers, leader_required))))
+        caller.require_a_leader()?;
+        Ok(Response::new(Answers::of(|answers| caller.observe_until_the_end(request.name, answers))))
     }
 
     async fn resign(&self, request: Request<pb::ResignRequest>) -> Result<Response<pb::ResignResponse>, Status> {

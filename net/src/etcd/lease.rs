@@ -42,8 +42,8 @@ impl Caller {
         }
     }
 
-    async fn keep_alives(self, mut requests: Streaming<pb::LeaseKeepAliveRequest>, answers: Outlet<Answer>, leader_required: bool) {
-        let end = self.stream_end(leader_required);
+    async fn keep_alives(self, mut requests: Streaming<pb::LeaseKeepAliveRequest>, answers: Outlet<Answer>) {
+        let end = self.stream_end(self.leader_required());
         tokio::pin!(end);
         loop {
             let request = tokio::select! {
@@ -72,15 +72,15 @@ type Answer = Result<pb::LeaseKeepAliveResponse, Status>;
 #[tonic::async_trait]
 impl Lease for Api {
     async fn lease_grant(&self, request: Request<pb::LeaseGrantRequest>) -> Result<Response<pb::LeaseGrantResponse>, Status> {
-        self.require_leader(request.metadata())?;
         let (caller, request) = self.caller(request);
+        caller.require_a_leader()?;
         let (id, ttl) = caller.lease_grant(request.id, request.ttl).await?;
         Ok(Response::new(pb::LeaseGrantResponse { header: Some(self.header_now()), id, ttl, error: String::new() }))
     }
 
     async fn lease_revoke(&self, request: Request<pb::LeaseRevokeRequest>) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
-        self.require_leader(request.metadata())?;
         let (caller, request) = self.caller(request);
+        caller.require_a_leader()?;
         let (_, revision) = caller.propose(Command::LeaseRevoke { id: request.id }).await?;
         Ok(Response::new(pb::LeaseRevokeResponse { header: Some(self.header(revision)) }))
     }
@@ -91,17 +91,17 @@ impl Lease for Api {
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let leader_required = self.require_leader(request.metadata())?;
         let (caller, requests) = self.caller(request);
-        Ok(Response::new(Answers::of(|answers| caller.keep_alives(requests, answers, leader_required))))
+        caller.require_a_leader()?;
+        Ok(Response::new(Answers::of(|answers| caller.keep_alives(requests, answers))))
     }
 
     async fn lease_time_to_live(
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
-        self.require_leader(request.metadata())?;
         let (caller, request) = self.caller(request);
+        caller.require_a_leader()?;
         let left = match self.handle().lease_ttl(request.id, request.keys).await {
             Err(MemberError::Kv(KvError::LeaseNotFound)) => Default::default(),
             other => other.map_err(ApiError::from)?,

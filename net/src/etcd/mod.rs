@@ -48,8 +48,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch::Receiver;
-use tonic::codegen::http::HeaderMap;
-use tonic::metadata::MetadataMap;
 
 /// The etcd version that this API is equal to. Kubernetes asks for watch progress on 3.5.13 and later.
 pub const ETCD_VERSION: &str = "3.5.21";
@@ -177,20 +175,6 @@ impl Api {
         status.leader.is_some() && status.stopped.is_none()
     }
 
-    /// What `hasleader: true` in a request's metadata asks for: refuse rather than wait. Says whether it was asked.
-    fn require_leader(&self, metadata: &MetadataMap) -> Result<bool, ApiError> {
-        let asked = asks_for_leader(metadata.as_ref());
-        self.check_leader(asked)?;
-        Ok(asked)
-    }
-
-    fn check_leader(&self, required: bool) -> Result<(), ApiError> {
-        if required && !self.has_leader() {
-            return Err(MemberError::NoLeader.into());
-        }
-        Ok(())
-    }
-
     /// The kinds of alarms that are raised, by name.
     fn alarms(&self) -> Vec<&'static str> {
         self.handle().store().alarms().into_iter().map(|alarm| alarm.kind.name()).collect()
@@ -221,11 +205,6 @@ impl Api {
             }
         }
     }
-}
-
-/// Whether a request's headers say `hasleader: true`.
-fn asks_for_leader(headers: &HeaderMap) -> bool {
-    headers.get("hasleader").is_some_and(|value| value == "true")
 }
 
 /// A proposal without an outcome; the client may go away before there is one.

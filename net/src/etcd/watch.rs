@@ -133,9 +133,9 @@ impl Session {
         self.out.send(Ok(pb::WatchResponse { header, ..response })).await;
     }
 
-    async fn run(mut self, mut requests: Streaming<pb::WatchRequest>, leader_required: bool) {
+    async fn run(mut self, mut requests: Streaming<pb::WatchRequest>) {
         let api = Api::clone(&self.api);
-        let end = api.stream_end(leader_required);
+        let end = api.stream_end(self.api.leader_required());
         tokio::pin!(end);
         // A client may close its half and go on listening.
         let mut asking = true;
@@ -341,8 +341,8 @@ impl Watch for Api {
     type WatchStream = Answers<Answer>;
 
     async fn watch(&self, request: Request<Streaming<pb::WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
-        let leader_required = self.require_leader(request.metadata())?;
         let (caller, requests) = self.caller(request);
+        caller.require_a_leader()?;
         let session = |out| Session {
             watches: caller.handle().watches(),
             api: caller,
@@ -353,7 +353,7 @@ impl Watch for Api {
             progress: Progress::default(),
             ticks: None,
         };
-        Ok(Response::new(Answers::of(|out| session(out).run(requests, leader_required))))
+        Ok(Response::new(Answers::of(|out| session(out).run(requests))))
     }
 }
 

@@ -41,10 +41,8 @@ const LEASE_TTL_S: i64 = 3600;
 /// What one request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// One key.
-    Put,
-    /// One of so many keys that [`fill`] made.
-    Overwrite { prefix: &'static str, keys: u32 },
+    /// One of so many keys.
+    Put { prefix: &'static str, keys: u32 },
     /// One key.
     Range { serializable: bool },
     /// So many puts of different keys.
@@ -149,7 +147,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) async fn new(mut connection: Connection, op: Op, source: Rc<Source>) -> Result<Self, CallError> {
         let path = match op {
-            Op::Put | Op::Overwrite { .. } => "/etcdserverpb.KV/Put",
+            Op::Put { .. } => "/etcdserverpb.KV/Put",
             Op::Range { .. } => "/etcdserverpb.KV/Range",
             Op::Txn { .. } => "/etcdserverpb.KV/Txn",
             Op::KeepAlive => "/etcdserverpb.Lease/LeaseKeepAlive",
@@ -169,8 +167,7 @@ impl Client {
         let s = &self.source;
         let (c, e) = (&mut self.connection, &self.endpoint);
         match self.op {
-            Op::Put | Op::Overwrite { .. } => {
-                let (prefix, keys) = if let Op::Overwrite { prefix, keys } = self.op { (prefix, keys) } else { ("p", PUT_KEYS) };
+            Op::Put { prefix, keys } => {
                 let request = s.put(key(prefix, s.below(keys)));
                 Ok(c.unary::<_, pb::PutResponse>(e, &request).await?.header)
             }

@@ -44,7 +44,7 @@ pub(crate) async fn run(cluster: &mut Cluster, keys: u32) -> Result<Figures> {
     figures.extra("member_restart_ms", began.elapsed().as_secs_f64() * 1e3);
 
     figures.extra("cluster_restart_ms", restart_all(cluster).await?);
-    let load = Load { op: Op::Overwrite { prefix: PREFIX, keys }, clients: 100, connections: 10, rate: None };
+    let load = Load { op: Op::Put { prefix: PREFIX, keys }, clients: 100, connections: 10, rate: None };
     put_for(cluster, load, CRASH_LOAD).await?;
     figures.extra("restart_after_puts_ms", restart_all(cluster).await?);
     Ok(figures)

@@ -1,6 +1,6 @@
 //! The works of the table, and what each is to reach.
 
-use super::load::{Load, Op};
+use super::load::{Load, Op, PUT_KEYS};
 use super::report::Metric;
 
 /// What is done in one line of the table.
@@ -43,6 +43,7 @@ const fn load(op: Op, clients: usize, connections: usize) -> Kind {
     Kind::Load(Load { op, clients, connections, rate: None })
 }
 
+const PUT: Op = Op::Put { prefix: "p", keys: PUT_KEYS };
 const LINEARIZABLE: Op = Op::Range { serializable: false };
 const SERIALIZABLE: Op = Op::Range { serializable: true };
 
@@ -51,25 +52,25 @@ pub(crate) const WORKS: &[Work] = &[
     Work {
         name: "put-1",
         text: "put, 1 client (of the leader)",
-        kind: load(Op::Put, 1, 1),
+        kind: load(PUT, 1, 1),
         targets: &[at_most(Metric::P50, 0.5), at_most(Metric::ServerCpu, 0.3)],
     },
     Work {
         name: "put-100",
         text: "put, 100 clients, 10 connections",
-        kind: load(Op::Put, 100, 10),
+        kind: load(PUT, 100, 10),
         targets: &[at_most(Metric::ServerCpu, 0.2), Target { metric: Metric::Throughput, ratio: 2.5 }],
     },
     Work {
         name: "put-1000",
         text: "put, 1,000 clients, 100 connections",
-        kind: load(Op::Put, 1000, 100),
+        kind: load(PUT, 1000, 100),
         targets: &[at_most(Metric::ServerCpu, 0.2), at_most(Metric::P99, 0.4)],
     },
     Work {
         name: "put-rate",
         text: "put, open loop, 2,000 a second, 10 connections",
-        kind: Kind::Load(Load { op: Op::Put, clients: 100, connections: 10, rate: Some(2000) }),
+        kind: Kind::Load(Load { op: PUT, clients: 100, connections: 10, rate: Some(2000) }),
         targets: &[],
     },
     Work { name: "range-1", text: "linearizable range, 1 client (of the leader)", kind: load(LINEARIZABLE, 1, 1), targets: &[] },

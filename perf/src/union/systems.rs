@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Ours with some options.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Own {
     name: &'static str,
     options: &'static str,
@@ -32,7 +32,7 @@ pub(crate) static OWN: [Own; 6] = [
     Own::new("brickraft-all", "io_uring,passthrough,volatile"),
 ];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum System {
     Overlayfs,
     FuseOverlayfs,

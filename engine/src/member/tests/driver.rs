@@ -1,13 +1,14 @@
 //! Three members on tokio, joined by channels.
 
 use super::cluster::{config, put};
-use crate::io::sim::SimDisk;
+use crate::io::sim::{SimDisk, SimIo};
 use crate::kv::types::{Keyspace, RangeRequest};
 use crate::kv::{Store, WatchId, WatchOutput, WatchRequest};
 use crate::member::driver::{DriverError, Transport, run};
-use crate::member::handle::{Call, Control};
+use crate::member::handle::{Call, Control, Inbox};
 use crate::member::identity::{InitialMember, bootstrap};
 use crate::member::{Clock, MemberConfig, MemberCore, MemberHandle, PeerMessage, Start};
+use crate::raft::Membership;
 use crate::types::NodeId;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -23,10 +24,25 @@ struct Member {
     task: JoinHandle<Result<(), DriverError>>,
 }
 
+/// The cluster's number and its members.
+fn founders(members: usize) -> (u64, Membership) {
+    let member = |i| InitialMember { name: format!("m{i}"), peer_urls: vec![format!("http://127.0.0.1:{i}")] };
+    bootstrap(&(1..=members).map(member).collect::<Vec<_>>(), "tokio")
+}
+
+/// A member on an empty disk that nobody runs yet.
+fn open(id: NodeId, cluster_id: u64, founders: Membership, clock: Clock) -> (MemberCore<SimIo>, MemberHandle, Inbox) {
+    let config =
+        MemberConfig { id, cluster_id, heartbeat: Duration::from_millis(20), election_timeout: Duration::from_millis(200), ..config() };
+    let store = Arc::new(Store::with_backend(redb::backends::InMemoryBackend::new(), 4 << 20).expect("store"));
+    let start = Start::Founder(founders);
+    let core = MemberCore::open(config, start, SimDisk::new(id.0).open(), store.clone(), clock.now(), id.0).expect("open");
+    let (handle, inbox) = MemberHandle::new(store, core.status(), clock);
+    (core, handle, inbox)
+}
+
 fn start(local: &tokio::task::LocalSet, members: usize) -> BTreeMap<NodeId, Member> {
-    let list: Vec<_> =
-        (1..=members).map(|i| InitialMember { name: format!("m{i}"), peer_urls: vec![format!("http://127.0.0.1:{i}")] }).collect();
-    let (cluster_id, founders) = bootstrap(&list, "tokio");
+    let (cluster_id, founders) = founders(members);
     let clock = Clock::start();
     let mut inputs = Inputs::new();
     let mut ends = Vec::new();
@@ -37,12 +53,7 @@ fn start(local: &tokio::task::LocalSet, members: usize) -> BTreeMap<NodeId, Memb
     }
     let mut running = BTreeMap::new();
     for (id, incoming) in ends {
-        let config =
-            MemberConfig { id, cluster_id, heartbeat: Duration::from_millis(20), election_timeout: Duration::from_millis(200), ..config() };
-        let store = Arc::new(Store::with_backend(redb::backends::InMemoryBackend::new(), 4 << 20).expect("store"));
-        let start = Start::Founder(founders.clone());
-        let core = MemberCore::open(config, start, SimDisk::new(id.0).open(), store.clone(), clock.now(), id.0).expect("open");
-        let (handle, inbox) = MemberHandle::new(store, core.status(), clock);
+        let (core, handle, inbox) = open(id, cluster_id, founders.clone(), clock);
         let (outgoing, mut out) = mpsc::channel(1024);
         let (_never, unreachable) = mpsc::channel(1);
         let peers = inputs.clone();
@@ -131,13 +142,9 @@ fn three_handles_over_channels() {
 /// The driver has begun the watch, and its answer lies there when the client goes away.
 #[tokio::test]
 async fn a_watch_that_nobody_waits_for_any_more_is_cancelled() {
-    let (cluster_id, founders) = bootstrap(&[InitialMember { name: "m1".into(), peer_urls: vec!["http://127.0.0.1:1".into()] }], "tokio");
+    let (cluster_id, founders) = founders(1);
     let id = founders.ids().next().expect("a member");
-    let clock = Clock::start();
-    let store = Arc::new(Store::with_backend(redb::backends::InMemoryBackend::new(), 4 << 20).expect("store"));
-    let config = MemberConfig { id, cluster_id, ..config() };
-    let core = MemberCore::open(config, Start::Founder(founders), SimDisk::new(1).open(), store.clone(), clock.now(), 1).expect("open");
-    let (handle, mut inbox) = MemberHandle::new(store, core.status(), clock);
+    let (_core, handle, mut inbox) = open(id, cluster_id, founders, Clock::start());
     let mut watches = handle.watches();
     {
         let mut create = std::pin::pin!(watches.create(Keyspace::User, WatchRequest::default()));

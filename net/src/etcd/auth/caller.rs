@@ -6,7 +6,7 @@
 
 use super::super::peer_name::{ClientCertName, cert_name};
 use super::super::status::ApiError;
-use super::super::{Api, Pending, asks_for_leader, check};
+use super::super::{Api, Pending, check};
 use brickraft_engine::kv::auth::{AuthError, AuthState, Grants, Identity};
 use brickraft_engine::kv::types::{Applied, Command, CommandResponse, Keyspace, KvError, RangeRequest, RangeResponse};
 use brickraft_engine::member::MemberError;
@@ -30,6 +30,7 @@ type Fits = fn(&AuthState, Option<&Identity>) -> Result<(), AuthError>;
 pub(in super::super) struct Caller {
     api: Api,
     token: Option<HeaderValue>,
+    /// It said `hasleader: true`: refuse rather than wait.
     leader_required: bool,
     cert: Option<ClientCertName>,
 }
@@ -110,12 +111,21 @@ impl Api {
 
 impl Caller {
     pub(in super::super) fn new(api: Api, headers: &HeaderMap, cert: Option<ClientCertName>) -> Self {
-        Self { api, token: token(headers).cloned(), leader_required: asks_for_leader(headers), cert }
+        let leader_required = headers.get("hasleader").is_some_and(|value| value == "true");
+        Self { api, token: token(headers).cloned(), leader_required, cert }
     }
 
     /// Refuses where the request asked for a leader, and there is none.
     pub(in super::super) fn require_a_leader(&self) -> Result<(), ApiError> {
-        self.check_leader(self.leader_required)
+        if self.leader_required && !self.has_leader() {
+            return Err(MemberError::NoLeader.into());
+        }
+        Ok(())
+    }
+
+    /// Whether the request asked for a leader.
+    pub(in super::super) fn leader_required(&self) -> bool {
+        self.leader_required
     }
 
     /// The auth store as it is here, and who this is by it; no state while authentication is off.
