@@ -296,7 +296,9 @@ impl RaftCore {
             State::Leader(lead) => {
                 let transfer = lead.transfer.as_ref().map_or(Time(u64::MAX), |t| t.until);
                 let commits = lead.peers.values().filter_map(|peer| peer.commit_due);
-                commits.fold(lead.heartbeat_at.min(transfer), Time::min)
+                let spare = lead.peers.values().filter_map(|peer| peer.behind_since);
+                let entries = spare.map(|since| since.after(self.config.spare_delay));
+                commits.chain(entries).fold(lead.heartbeat_at.min(transfer), Time::min)
             }
             _ => self.election_at,
         }

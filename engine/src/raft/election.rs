@@ -82,6 +82,12 @@ impl RaftCore {
     pub(super) fn on_pre_vote(&mut self, from: NodeId, next: Term, last: Index, last_term: Term) {
         let granted = next > self.term && self.log.is_covered_by(last, last_term);
         self.out.send(self.term, from, Body::PreVoteReply { next, granted });
+        // Whoever asks has missed the leader for a time-out, and so has this node, or the question would not have come
+        // here. With less of the log it cannot win where this node is needed, and this node would let time pass.
+        let longer = next > self.term && !granted;
+        if longer && self.config.pre_vote && matches!(self.state, State::Follower) && self.is_promotable() {
+            self.campaign(true);
+        }
     }
 
     pub(super) fn on_vote(&mut self, from: NodeId, last: Index, last_term: Term) {

@@ -22,6 +22,10 @@ pub struct RaftConfig {
     /// How long a follower that waits for nothing ([`RaftCore::expect_commit`](super::RaftCore::expect_commit)) is not
     /// told of a new commit index, because the next entries are likely to carry it.
     pub commit_delay: Duration,
+    /// The longest that entries wait for a follower whom nobody waits for, and without whom a majority holds them
+    /// ([`Progress::spare`](super::Progress::spare)): the next ones may go with them. After half of it they take the first
+    /// occasion. Zero: everybody is sent everything at once.
+    pub spare_delay: Duration,
     /// Bytes of proposals that are not committed; more are refused with [`Busy`](super::ProposeError::Busy).
     pub uncommitted_bytes_max: usize,
     /// Reads that are not confirmed; more are refused with [`Busy`](super::ProposeError::Busy).
@@ -51,6 +55,7 @@ impl RaftConfig {
             append_bytes_max: 1 << 20,
             inflight_max: 64,
             commit_delay: Duration::from_millis(1),
+            spare_delay: Duration::from_millis(2),
             uncommitted_bytes_max: 64 << 20,
             reads_max: 65_536,
             apply_bytes_max: 4 << 20,

@@ -26,6 +26,8 @@ pub struct Progress {
     pub recent_active: bool,
     /// How entries go there.
     pub state: ProgressState,
+    /// Others are quicker, and enough of them for a majority: entries come to it later, and more at a time.
+    pub spare: bool,
 }
 
 /// [`Progress`] with the leader's book-keeping.
@@ -48,6 +50,12 @@ pub(super) struct Peer {
     pub commit_due: Option<Time>,
     /// It has clients that wait for this to be committed.
     pub awaits: Index,
+    /// See [`Progress::spare`].
+    pub spare: bool,
+    /// Since when there are entries that it has not been sent because it is spare.
+    pub behind_since: Option<Time>,
+    /// The first of the latest entries that came to it late, because it was spare.
+    pub waited: Index,
     /// The latest ReadIndex round that it answered.
     pub round: u64,
     /// The index of the change that removed it; it is served until it knows.
@@ -67,6 +75,9 @@ impl Peer {
             commit_sent: Index(0),
             commit_due: None,
             awaits: Index(0),
+            spare: false,
+            behind_since: None,
+            waited: Index(0),
             round: 0,
             leaving: None,
         }
@@ -79,7 +90,7 @@ impl Peer {
 
     pub fn view(&self, now: Time, timeout: Duration) -> Progress {
         let recent_active = self.is_active(now, timeout);
-        Progress { matched: self.matched, next: self.next, recent_active, state: self.state }
+        Progress { matched: self.matched, next: self.next, recent_active, state: self.state, spare: self.spare }
     }
 
     /// The peer's log is durable and equal up to `matched`. True when that is news.
@@ -97,6 +108,7 @@ impl Peer {
     pub fn become_probe(&mut self, next: Index) {
         self.state = ProgressState::Probe;
         self.commit_due = None;
+        self.behind_since = None;
         self.probing = false;
         self.inflight.clear();
         self.next = next.max(self.matched.next());
@@ -112,6 +124,7 @@ impl Peer {
     pub fn become_snapshot(&mut self) {
         self.state = ProgressState::Snapshot;
         self.commit_due = None;
+        self.behind_since = None;
         self.probing = false;
         self.inflight.clear();
     }

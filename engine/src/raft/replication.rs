@@ -2,11 +2,13 @@
 
 use super::core::{Outbox, RaftCore, State};
 use super::log::{Log, entry_is_sound};
+use super::membership::Membership;
 use super::message::Body;
 use super::output::RaftConfig;
 use super::progress::{Peer, ProgressState};
 use super::quorum;
 use crate::types::{Entry, Index, NodeId, Term, Time};
+use std::collections::BTreeMap;
 
 /// The follower's side.
 impl RaftCore {
@@ -150,8 +152,8 @@ impl RaftCore {
         }
     }
 
-    /// A follower's clients wait for `index`: tell it at once when that is committed. (Others hear of it with the next
-    /// entries, or after [`RaftConfig::commit_delay`].) Does nothing on a node that does not lead.
+    /// A follower's clients wait for `index`: send it the entries up to there at once, and tell it at once when they are
+    /// committed. (Others hear of it with the next entries, or after [`RaftConfig::commit_delay`].) Does nothing on a node that does not lead.
     pub fn expect_commit(&mut self, to: NodeId, index: Index) {
         if let Some(peer) = self.peer(to) {
             peer.awaits = peer.awaits.max(index);
@@ -174,8 +176,11 @@ impl RaftCore {
         self.start_reads();
         self.finish_reads();
         let State::Leader(lead) = &mut self.state else { return };
+        choose_spares(&self.config, self.log.membership().1, self.now, &mut lead.peers);
+        let successor = lead.transfer.as_ref().map(|t| t.to);
         let sender = Sender { config: &self.config, term: self.term, log: &self.log, now: self.now };
         for (id, peer) in &mut lead.peers {
+            peer.spare &= successor != Some(*id);
             send_appends(&sender, *id, peer, &mut self.out);
         }
         let told = |p: &Peer| p.leaving.is_some_and(|at| p.commit_sent >= at && p.matched >= at);
@@ -211,6 +216,25 @@ impl RaftCore {
     }
 }
 
+/// Says of each follower whether it is spare: of the voters that take appends as they come, the quickest are as many as
+/// make a majority with this node, and the others are spare; so is whoever has no vote. One that is relied on is replaced
+/// when a spare one acknowledges an entry that it waited for, and that the other has had for longer, before the other
+/// does. (EPaxos, SOSP 2013, calls it thrifty.)
+fn choose_spares(config: &RaftConfig, members: &Membership, now: Time, peers: &mut BTreeMap<NodeId, Peer>) {
+    let able =
+        |peer: &Peer| peer.state == ProgressState::Replicate && peer.leaving.is_none() && peer.is_active(now, config.election_timeout);
+    let needed = quorum::majority(members.voters.len()) - usize::from(members.is_voter(config.id));
+    let reached = |peer: &Peer| if peer.spare { peer.matched.min(peer.waited) } else { peer.matched };
+    let voters = peers.iter().filter(|(id, peer)| members.is_voter(**id) && able(peer));
+    let mut quickest: Vec<_> = voters.map(|(id, peer)| (reached(peer), !peer.spare, *id)).collect();
+    quickest.sort_unstable_by(|a, b| b.cmp(a));
+    let enough = quickest.len() >= needed && !config.spare_delay.is_zero();
+    quickest.truncate(needed);
+    for (id, peer) in peers {
+        peer.spare = enough && able(peer) && !quickest.iter().any(|(_, _, quick)| quick == id);
+    }
+}
+
 /// What appends are made of.
 struct Sender<'a> {
     config: &'a RaftConfig,
@@ -231,24 +255,45 @@ fn send_appends(from: &Sender<'_>, id: NodeId, peer: &mut Peer, out: &mut Outbox
             }
         }
         ProgressState::Replicate => {
-            while peer.next <= log.last() && peer.inflight.len() < config.inflight_max {
-                let Some(end) = send_append(from, id, peer, out) else { return };
-                peer.inflight.push_back(end);
-                peer.next = end.next();
+            let waits = may_wait(from, peer);
+            if !waits {
+                if peer.behind_since.take().is_some() {
+                    peer.waited = peer.next;
+                }
+                while peer.next <= log.last() && peer.inflight.len() < config.inflight_max {
+                    let Some(end) = send_append(from, id, peer, out) else { return };
+                    peer.inflight.push_back(end);
+                    peer.next = end.next();
+                }
             }
             let commit = log.commit().min(peer.matched);
             if commit <= peer.commit_sent {
                 peer.commit_due = None;
                 return;
             }
+            let awaited = peer.commit_sent < peer.awaits || peer.leaving.is_some();
+            if waits && !awaited {
+                peer.commit_due = None; // the entries will bring it
+                return;
+            }
             let due = *peer.commit_due.get_or_insert(now.after(config.commit_delay));
-            if now >= due || peer.commit_sent < peer.awaits || peer.leaving.is_some() {
+            if now >= due || awaited {
                 peer.commit_due = None;
                 peer.commit_sent = commit;
                 out.send(term, id, Body::Commit { commit });
             }
         }
     }
+}
+
+/// Whether the entries that a follower lacks may wait for more of them; notes since when they do.
+fn may_wait(from: &Sender<'_>, peer: &mut Peer) -> bool {
+    let Sender { config, log, now, .. } = *from;
+    if !peer.spare || peer.next > log.last() || peer.next <= peer.awaits {
+        return false;
+    }
+    let since = *peer.behind_since.get_or_insert(now);
+    now < since.after(config.spare_delay / 2)
 }
 
 /// Sends one append from `peer.next` on, and returns the index of its end; or asks for a snapshot.

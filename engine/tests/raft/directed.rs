@@ -208,12 +208,136 @@ fn a_burst_is_one_write_and_one_append() {
     }
     let output = core.take_output();
     assert_eq!(output.persist.unwrap().entries.len(), 100);
-    assert_eq!(output.messages.len(), 2);
+    assert_eq!(output.messages.len(), 1, "to the follower that makes the majority");
+    let due = core.next_timeout();
+    assert_eq!(due, Time(net.now).after(core_config().spare_delay));
+    core.handle_timeout(due);
+    let output = core.take_output();
+    let appends: Vec<_> =
+        output.messages.iter().filter(|(_, m)| matches!(&m.body, Body::Append { entries, .. } if entries.len() == 100)).collect();
+    assert_eq!(appends.len(), 1, "to the spare one");
+}
+
+fn core_config() -> RaftConfig {
+    RaftConfig::new(id(1))
+}
+
+/// The leader and its followers: the one that it relies on, and the spare one.
+fn parts(net: &Net) -> (NodeId, NodeId, NodeId) {
+    let leader = net.leader().unwrap();
+    let (spare, relied): (Vec<_>, Vec<_>) =
+        others(net, leader).into_iter().partition(|n| net.core(leader.0).progress(*n).is_some_and(|p| p.spare));
+    assert_eq!((spare.len(), relied.len()), (1, 1));
+    (leader, relied[0], spare[0])
+}
+
+#[test]
+fn a_spare_follower_gets_many_entries_at_once_and_every_one_of_them() {
+    let mut net = Net::with(3, 21, |config| config.spare_delay = Duration::from_millis(8));
+    net.elect();
+    net.run(50);
+    let (leader, relied, spare) = parts(&net);
+    net.sent.clear();
+    net.delay = 700..701; // in order
+    let mut held = Vec::new();
+    for i in 0..40 {
+        let index = net.propose(leader, &i.to_string()).unwrap();
+        net.run(1);
+        held.push(index.0 - net.core(spare.0).last_index().0);
+        assert!(net.core(relied.0).last_index().next() >= index, "{i}");
+    }
+    assert!(net.sent["Append"] < 40 + 40 / 3, "{:?}", net.sent);
+    assert!(held.contains(&4) && held.iter().all(|lack| *lack <= 10), "{held:?}");
+    let last = net.core(leader.0).last_index();
+    net.run_until(8 + 2, |net| net.core(spare.0).last_index() == last);
+    net.settle(last);
+}
+
+#[test]
+fn a_follower_whose_clients_wait_is_not_spare() {
+    let mut net = Net::with(3, 22, |config| config.spare_delay = Duration::from_millis(50));
+    net.elect();
+    net.run(50);
+    let (leader, relied, spare) = parts(&net);
+    let index = net.core(leader.0).last_index().next();
+    net.on(leader, |core, _| core.expect_commit(spare, index));
+    net.capture = Some(Vec::new());
+    assert_eq!(net.propose(leader, "awaited"), Ok(index));
+    net.propose(leader, "not awaited").unwrap();
+    let sent = net.capture.take().unwrap();
+    let ends = |n| {
+        let appends = sent.iter().filter(move |(_, to, _)| *to == n);
+        appends.filter_map(|(_, _, m)| if let Body::Append { entries, .. } = &m.body { Some(entries.last()?.index) } else { None }).max()
+    };
+    assert_eq!((ends(spare), ends(relied)), (Some(index), Some(index.next())));
+}
+
+/// Whoever was relied on falls silent: what was proposed then is late by the delay, and what comes after it by nothing.
+#[test]
+fn a_spare_follower_steps_in() {
+    for (seed, lost) in (0..40).map(|seed| (seed, seed % 2 == 0)) {
+        let mut net = Net::with(3, seed, |config| {
+            config.spare_delay = Duration::from_millis(8);
+            config.heartbeat = Duration::from_millis(50);
+            config.election_timeout = Duration::from_secs(1);
+        });
+        net.run(3_000);
+        net.elect();
+        net.run(60);
+        let (leader, relied, spare) = parts(&net);
+        if lost {
+            net.isolate(&[relied]);
+        } else {
+            net.crash(relied);
+        }
+        let index = net.propose(leader, "x").unwrap();
+        net.run(5);
+        assert!(net.core(leader.0).committed() < index, "{seed}: nobody who has it answers yet");
+        net.run_until(8, |net| net.core(leader.0).committed() >= index);
+        assert!(!net.core(leader.0).progress(spare).unwrap().spare, "{seed}");
+        let index = net.propose(leader, "y").unwrap();
+        net.run_until(5, |net| net.core(leader.0).committed() >= index);
+        net.heal();
+        if !lost {
+            net.restart(relied);
+        }
+        net.settle(index);
+    }
+}
+
+/// The power goes at the leader while only the follower that it relied on has the last entries, which were committed with it. The spare
+/// one cannot win, so it must not keep the other waiting.
+#[test]
+fn whoever_has_more_of_the_log_stands_as_soon_as_it_is_asked() {
+    let mut late = Vec::new();
+    for seed in 0..60 {
+        let mut net = Net::with(3, seed, |config| config.spare_delay = Duration::from_millis(20));
+        net.elect();
+        net.delay = 700..701; // in order
+        net.run(60);
+        let (leader, relied, spare) = parts(&net);
+        let index = net.propose(leader, "committed").unwrap();
+        net.run_until(8, |net| net.core(leader.0).committed() >= index);
+        assert!(net.core(spare.0).last_index() < index, "{seed}");
+        net.crash(leader);
+        let crashed = net.now;
+        net.run_until(400, |net| net.leader() == Some(relied));
+        assert!(net.core(relied.0).last_index() > index, "{seed}: with what was committed, and an entry of its own");
+        late.push((net.now - crashed) / MS);
+        net.restart(leader);
+        net.settle(index);
+    }
+    late.sort_unstable();
+    // The first of two timers between 100 and 150 ms, and a few round trips: not the one of the follower with more.
+    assert!(late[30] <= 125 && late[59] <= 150, "{late:?}");
 }
 
 #[test]
 fn appends_are_pipelined_up_to_the_window() {
-    let mut net = Net::with(3, 9, |config| config.inflight_max = 8);
+    let mut net = Net::with(3, 9, |config| {
+        config.inflight_max = 8;
+        config.spare_delay = Duration::ZERO;
+    });
     let leader = net.elect();
     net.run(50);
     net.capture = Some(Vec::new());

@@ -4,6 +4,7 @@ use crate::harness::*;
 use brickraft_engine::raft::*;
 use brickraft_engine::types::*;
 use rand::Rng;
+use std::time::Duration;
 
 /// One random thing at a random node.
 fn disturb(net: &mut Net, step: u64, down_max: usize) {
@@ -58,6 +59,7 @@ fn run(seed: u64) -> Net {
         config.lease_reads = seed.is_multiple_of(2);
         config.inflight_max = 4;
         config.append_bytes_max = 200;
+        config.spare_delay = Duration::from_micros([0, 2_000, 30_000][(seed / 2 % 3) as usize]);
     });
     for (i, node) in net.nodes.values_mut().enumerate() {
         node.drift = [0, 45, -45, 30, -30][(seed as usize / 4 * i) % 5];
