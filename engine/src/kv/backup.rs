@@ -1,5 +1,6 @@
 //! Backup files: FORMAT.md, "Backup file". What `Maintenance/Snapshot` sends and `brickraft snapshot restore` reads.
 
+use super::block;
 use super::codec::{SNAPSHOT_TABLES, State, USER_CURRENT_PLACE};
 use super::error::StoreError;
 use super::snapshot::{SNAPSHOT_CHUNK_BYTES_MAX, SnapshotReader, StreamParser};
@@ -242,8 +243,13 @@ impl<R: Read + Seek> BackupReader<R> {
         let mut crc = crc32fast::Hasher::new();
         self.blocks(&mut |block| {
             crc.update(block);
-            parser.push(block, &mut |place, _, _| {
-                keys += u64::from(place == USER_CURRENT_PLACE);
+            parser.push(block, &mut |place, _, value| {
+                if place == USER_CURRENT_PLACE {
+                    for record in block::records("current", value) {
+                        record?;
+                        keys += 1;
+                    }
+                }
                 Ok(())
             })?;
             Ok(())

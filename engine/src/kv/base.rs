@@ -2,11 +2,12 @@
 
 use super::block;
 use super::codec::{Current, Logged, META, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, tables_of};
+use super::current::{self, Found, Keys};
 use super::error::StoreError;
 use super::known::Known;
 use super::overlay::KeyHash;
 use super::read::{Bounds, Numbers, Span};
-use super::runs::{OldVersion, OldVersions, Range};
+use super::runs::{OldVersion, OldVersions};
 use super::types::Keyspace;
 use bytes::Bytes;
 use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTable};
@@ -15,7 +16,6 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 pub(super) type ReadTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
-type Guard<'t> = redb::AccessGuard<'t, &'static [u8]>;
 
 /// All tables at the last checkpoint.
 pub(super) struct Base {
@@ -110,9 +110,9 @@ pub(super) fn for_each_logged(
 }
 
 impl BaseKeyspace {
-    /// The living version of a key, as [`Current::encode`] made it.
-    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Guard<'_>>, StoreError> {
-        Ok(self.current.get(key)?)
+    /// The living version of a key.
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Found<'_>>, StoreError> {
+        current::get(&self.current, key)
     }
 
     /// The numbers of a key's living version.
@@ -120,8 +120,8 @@ impl BaseKeyspace {
         if let Some(numbers) = self.known.get(key, hash) {
             return Ok(numbers);
         }
-        let Some(guard) = self.get(key)? else { return Ok(None) };
-        let Current { rev, create, version, lease, .. } = Current::decode(guard.value())?;
+        let Some(found) = self.get(key)? else { return Ok(None) };
+        let Current { rev, create, version, lease, .. } = Current::decode(found.record())?;
         Ok(Some(Numbers { rev, create, version, lease }))
     }
 
@@ -156,10 +156,9 @@ impl BaseKeyspace {
 
     /// Walks the keys as of revision `at`. In reverse only when nothing in here is later than `at`.
     pub(super) fn walk(&self, span: Span<'_>, at: u64, reverse: bool) -> Result<Walk<'_>, StoreError> {
-        let current = self.current.range::<&[u8]>(span.bounds())?;
+        let new = Keys::new(&self.current, span, reverse)?;
         let olds = if at < self.revision { Some(OldVersions::new(&self.index, span, at)?) } else { None };
-        let mut walk = Walk { current, olds, new: None, old: None, at, reverse };
-        walk.new = walk.read_current()?;
+        let mut walk = Walk { new, olds, old: None, at };
         walk.read_old()?;
         Ok(walk)
     }
@@ -176,21 +175,14 @@ pub(super) enum Seen<'w> {
 /// A merge of `current`, which knows keys untouched since a revision, with `index`, which knows superseded
 /// versions and deletions.
 pub(super) struct Walk<'t> {
-    current: Range<'t>,
+    new: Keys<'t>,
     /// `None` when all of `current` is visible.
     olds: Option<OldVersions<'t>>,
-    new: Option<(Guard<'t>, Guard<'t>)>,
     old: Option<OldVersion>,
     at: u64,
-    reverse: bool,
 }
 
-impl<'t> Walk<'t> {
-    fn read_current(&mut self) -> Result<Option<(Guard<'t>, Guard<'t>)>, StoreError> {
-        let item = if self.reverse { self.current.next_back() } else { self.current.next() };
-        Ok(item.transpose()?)
-    }
-
+impl Walk<'_> {
     fn read_old(&mut self) -> Result<(), StoreError> {
         if let Some(olds) = &mut self.olds {
             self.old = olds.next()?;
@@ -200,19 +192,19 @@ impl<'t> Walk<'t> {
 
     /// The next key, whether it is visible or not; `None` at the end.
     pub(super) fn key(&self) -> Option<&[u8]> {
-        match (&self.new, &self.old) {
+        match (self.new.key(), &self.old) {
             (None, None) => None,
-            (Some((key, _)), None) => Some(key.value()),
+            (Some(key), None) => Some(key),
             (None, Some(old)) => Some(&old.key),
-            (Some((key, _)), Some(old)) => Some(key.value().min(&old.key)),
+            (Some(key), Some(old)) => Some(key.min(&old.key)),
         }
     }
 
     /// What is visible of that key.
     pub(super) fn seen(&self) -> Result<Option<Seen<'_>>, StoreError> {
         let order = self.order();
-        if let Some((_, record)) = self.new.as_ref().filter(|_| order.is_ge()) {
-            let record = Current::decode(record.value())?;
+        if let Some(record) = self.new.record().filter(|_| order.is_ge()) {
+            let record = Current::decode(record)?;
             if record.rev.main <= self.at {
                 return Ok(Some(Seen::Current(record)));
             }
@@ -222,10 +214,10 @@ impl<'t> Walk<'t> {
 
     /// Of the old version's key to the new one's.
     fn order(&self) -> Ordering {
-        match (&self.old, &self.new) {
+        match (&self.old, self.new.key()) {
             (None, _) => Ordering::Greater,
             (Some(_), None) => Ordering::Less,
-            (Some(old), Some((key, _))) => old.key[..].cmp(key.value()),
+            (Some(old), Some(key)) => old.key[..].cmp(key),
         }
     }
 
@@ -233,7 +225,7 @@ impl<'t> Walk<'t> {
     pub(super) fn advance(&mut self) -> Result<(), StoreError> {
         let order = self.order();
         if order.is_ge() {
-            self.new = self.read_current()?;
+            self.new.advance()?;
         }
         if order.is_le() {
             self.read_old()?;

@@ -1,12 +1,13 @@
 //! Blocks: many small records under one key of the file.
 //!
 //! A record of its own costs the tree a descent and its share of a page each; a hundred of them in a block
-//! cost little more than one. History and index are written in order and read in order, so they are kept so.
+//! cost little more than one. History and index are written in order and read in order, so they are kept so; living keys
+//! lie in smaller blocks (`current.rs`).
 
 use super::codec::{Fields, damaged};
 use super::error::StoreError;
 
-/// A block is closed before it grows beyond this; a larger record stands alone. With its key it fits into four pages.
+/// A block of history or index is closed before it grows beyond this; a larger record stands alone. With its key it fits into four pages.
 pub(super) const BLOCK_BYTES_MAX: usize = 15 * 1024;
 /// What a record takes besides key and value.
 const RECORD_HEADER_LEN: usize = 8;
@@ -39,6 +40,11 @@ pub(super) fn next<'b>(table: &'static str, block: &mut &'b [u8]) -> Result<Opti
         Some((key, value))
     };
     parse().map(Some).ok_or_else(|| damaged(table, "block", block))
+}
+
+/// The key of a block's first record; the block has one.
+pub(super) fn first_key<'b>(table: &'static str, mut block: &'b [u8]) -> Result<&'b [u8], StoreError> {
+    next(table, &mut block)?.map(|(key, _)| key).ok_or_else(|| damaged(table, "block", block))
 }
 
 /// All records of a block.

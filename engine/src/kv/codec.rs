@@ -10,7 +10,7 @@ use redb::TableDefinition;
 pub(super) type Def = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 /// The version of tables and snapshot stream.
-pub(super) const FORMAT_VERSION: u32 = 2;
+pub(super) const FORMAT_VERSION: u32 = 3;
 /// Values up to this length stand in `current` too, so that a range is one scan.
 pub(super) const INLINE_BYTES_MAX: usize = 128;
 
@@ -377,6 +377,7 @@ mod tests {
         assert!(chapter.contains(&format!("as above ({} bytes)", State::LEN)));
         assert!(chapter.contains(&format!("values up to {INLINE_BYTES_MAX} bytes")));
         assert!(chapter.contains(&format!("beyond {} bytes", crate::kv::block::BLOCK_BYTES_MAX)));
+        assert!(chapter.contains("beyond 3840 bytes"), "current::BLOCK_BYTES_MAX outside of tests");
         assert!(chapter.contains(&format!("magic `brkrsnap`, version u32 = {FORMAT_VERSION}")));
     }
 }

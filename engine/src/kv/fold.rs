@@ -3,12 +3,11 @@
 
 use super::base::for_each_logged;
 use super::block;
-use super::codec::{
-    Current, INLINE_BYTES_MAX, META, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, index_key, index_value, tables_of,
-};
+use super::codec::{META, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, index_key, index_value, tables_of};
+use super::current::Merger;
 use super::error::StoreError;
 use super::overlay::{Change, Overlay, Recent};
-use super::runs::{self, RUNS_MERGED, RunCursor};
+use super::runs::{self, RUNS_MERGED, RunCursor, RunSizes};
 use super::types::Keyspace;
 use bytes::Bytes;
 use redb::{Database, Durability, ReadableTable, Table, WriteTransaction};
@@ -24,13 +23,13 @@ const MERGED_BLOCKS_MAX: usize = 512;
 const STEP_BYTES_MAX: usize = if cfg!(test) { 8 << 10 } else { 16 << 20 };
 /// Keys that are written, with what they supersede, before a look at [`STEP_BYTES_MAX`], and at the pace: mostly well below a millisecond's work.
 const STEP_KEYS: usize = if cfg!(test) { 3 } else { 256 };
-/// What a key may dirty: a page of its own.
-const PAGE_BYTES: usize = 4096;
+/// redb's pages.
+pub(super) const PAGE_BYTES: usize = 4096;
 
 /// What a record is taken to cost besides its bytes.
 pub(super) const RECORD_OVERHEAD_BYTES: u64 = 16;
 
-type FileTable<'t> = Table<'t, &'static [u8], &'static [u8]>;
+pub(super) type FileTable<'t> = Table<'t, &'static [u8], &'static [u8]>;
 
 /// One key space's tables, open for writing, and the count of bytes in use.
 struct Tables<'t, 'u> {
@@ -38,6 +37,7 @@ struct Tables<'t, 'u> {
     log: FileTable<'t>,
     index: FileTable<'t>,
     used: &'u mut u64,
+    sizes: &'u mut RunSizes,
 }
 
 /// A checkpoint's transactions: all but the last are held in memory, to become durable with the last, or not at all.
@@ -94,23 +94,6 @@ impl<'d> Steps<'d> {
     }
 }
 
-fn insert(table: &mut FileTable<'_>, used: &mut u64, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-    let replaced = table.insert(key, value)?.map(|old| old.value().len());
-    match replaced {
-        Some(old) => *used = used.saturating_sub(old as u64),
-        None => *used += key.len() as u64 + RECORD_OVERHEAD_BYTES,
-    }
-    *used += value.len() as u64;
-    Ok(())
-}
-
-fn remove(table: &mut FileTable<'_>, used: &mut u64, key: &[u8]) -> Result<(), StoreError> {
-    if let Some(removed) = table.remove(key)?.map(|old| old.value().len()) {
-        *used = used.saturating_sub((removed + key.len()) as u64 + RECORD_OVERHEAD_BYTES);
-    }
-    Ok(())
-}
-
 /// Is told from time to time how much of a checkpoint is done, from 0 to 1, and takes the time that it wants others to have. (Only
 /// the caller has a clock.)
 pub(super) type Pace<'p> = &'p dyn Fn(f64);
@@ -122,6 +105,7 @@ pub(super) fn fold(
     overlay: &Overlay,
     mut state: State,
     membership: Option<&Bytes>,
+    sizes: &mut [RunSizes; 2],
     garbage_max: usize,
     pace: Pace<'_>,
 ) -> Result<State, StoreError> {
@@ -140,7 +124,7 @@ pub(super) fn fold(
     }
     let mut left = garbage_max;
     for keyspace in [Keyspace::User, Keyspace::System] {
-        fold_keyspace(&mut steps, keyspace, overlay.keyspace(keyspace), &mut state, &mut left)?;
+        fold_keyspace(&mut steps, keyspace, overlay.keyspace(keyspace), &mut state, &mut sizes[keyspace as usize], &mut left)?;
     }
     {
         let mut meta = steps.txn()?.open_table(META)?;
@@ -158,6 +142,7 @@ fn fold_keyspace(
     keyspace: Keyspace,
     recent: &Recent,
     state: &mut State,
+    sizes: &mut RunSizes,
     left: &mut usize,
 ) -> Result<(), StoreError> {
     let numbers = &mut state.keyspaces[keyspace as usize];
@@ -168,18 +153,18 @@ fn fold_keyspace(
     let keys = recent.in_order();
     let mut superseded = Superseded::new(recent);
     for some in keys.chunks(STEP_KEYS) {
-        let mut tables = Tables::open(steps.txn()?, keyspace, used)?;
-        tables.write_current(&recent.last_of_all(some))?;
+        let mut tables = Tables::open(steps.txn()?, keyspace, used, sizes)?;
+        let dirtied = Merger::new(&mut tables.current, tables.used).merge(&recent.last_of_all(some))?;
         superseded.write(&mut tables, recent, some)?;
         drop(tables);
-        steps.worked(some.len(), some.len() * PAGE_BYTES)?;
+        steps.worked(some.len(), dirtied)?;
     }
-    superseded.finish(&mut Tables::open(steps.txn()?, keyspace, used)?)?;
+    superseded.finish(&mut Tables::open(steps.txn()?, keyspace, used, sizes)?)?;
     for some in recent.log_pieces().flat_map(|piece| piece.chunks(STEP_KEYS)) {
-        Tables::open(steps.txn()?, keyspace, used)?.write_log(some)?;
+        Tables::open(steps.txn()?, keyspace, used, sizes)?.write_log(some)?;
         steps.worked(some.len(), some.iter().map(|change| change.key.len() + change.value.len()).sum())?;
     }
-    let mut tables = Tables::open(steps.txn()?, keyspace, used)?;
+    let mut tables = Tables::open(steps.txn()?, keyspace, used, sizes)?;
     if numbers.collected < numbers.compact {
         tables.drop_runs(numbers.compact)?;
     }
@@ -197,6 +182,8 @@ fn fold_keyspace(
 struct Packer {
     key: Vec<u8>,
     block: Vec<u8>,
+    /// Blocks that are in the table.
+    written: usize,
 }
 
 impl Packer {
@@ -216,6 +203,7 @@ impl Packer {
         if !self.block.is_empty() {
             table.insert(&self.key[..], &self.block[..])?;
             self.block.clear();
+            self.written += 1;
         }
         Ok(())
     }
@@ -252,7 +240,11 @@ impl Superseded {
     }
 
     fn finish(mut self, tables: &mut Tables<'_, '_>) -> Result<(), StoreError> {
-        self.packer.flush(&mut tables.index)
+        self.packer.flush(&mut tables.index)?;
+        if self.packer.written > 0 {
+            tables.sizes.insert(self.upto, self.packer.written);
+        }
+        Ok(())
     }
 }
 
@@ -261,30 +253,9 @@ fn record_bytes(key: &[u8], value: &[u8]) -> u64 {
 }
 
 impl<'t, 'u> Tables<'t, 'u> {
-    fn open(txn: &'t WriteTransaction, keyspace: Keyspace, used: &'u mut u64) -> Result<Self, StoreError> {
+    fn open(txn: &'t WriteTransaction, keyspace: Keyspace, used: &'u mut u64, sizes: &'u mut RunSizes) -> Result<Self, StoreError> {
         let [current, log, index] = tables_of(keyspace);
-        Ok(Self { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)?, used })
-    }
-
-    /// The last version of each key.
-    fn write_current(&mut self, changes: &[&Change]) -> Result<(), StoreError> {
-        let mut scratch = Vec::new();
-        for change in changes {
-            if change.delete {
-                remove(&mut self.current, self.used, &change.key)?;
-                continue;
-            }
-            let record = Current {
-                rev: change.rev,
-                create: change.create,
-                version: change.version,
-                lease: change.lease,
-                inline: (change.value.len() <= INLINE_BYTES_MAX).then_some(&change.value[..]),
-            };
-            record.encode(&mut scratch);
-            insert(&mut self.current, self.used, &change.key, &scratch)?;
-        }
-        Ok(())
+        Ok(Self { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)?, used, sizes })
     }
 
     /// The history, behind what there is; the last block is filled up first.
@@ -314,8 +285,12 @@ impl<'t, 'u> Tables<'t, 'u> {
             while merged.len() < RUNS_MERGED {
                 let Some(last) = self.index.range::<&[u8]>(..&below[..])?.next_back().transpose()? else { return Ok(()) };
                 let Some(upto) = last.0.value().first_chunk::<8>().copied() else { return Err(damaged("index", "key", last.0.value())) };
-                let blocks = self.index.range::<&[u8]>(&upto[..]..&below[..])?.take(MERGED_BLOCKS_MAX).count();
-                if blocks == MERGED_BLOCKS_MAX || class(blocks) > *size.get_or_insert(class(blocks)) {
+                let blocks = match self.sizes.get(&u64::from_be_bytes(upto)) {
+                    Some(blocks) => *blocks,
+                    None => self.index.range::<&[u8]>(&upto[..]..&below[..])?.take(MERGED_BLOCKS_MAX).count(),
+                };
+                self.sizes.insert(u64::from_be_bytes(upto), blocks);
+                if blocks >= MERGED_BLOCKS_MAX || class(blocks) > *size.get_or_insert(class(blocks)) {
                     return Ok(());
                 }
                 merged.push(u64::from_be_bytes(upto));
@@ -355,6 +330,7 @@ impl<'t, 'u> Tables<'t, 'u> {
         for upto in merged {
             self.drop_run(*upto)?;
         }
+        self.sizes.insert(last, blocks.len());
         for (key, block) in blocks {
             self.index.insert(&key[..], &block[..])?;
         }
@@ -364,6 +340,7 @@ impl<'t, 'u> Tables<'t, 'u> {
     fn drop_run(&mut self, upto: u64) -> Result<(), StoreError> {
         let (from, to) = (upto.to_be_bytes(), upto.saturating_add(1).to_be_bytes());
         self.index.retain_in::<&[u8], _>(&from[..]..&to[..], |_, _| false)?;
+        self.sizes.remove(&upto);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ mod base;
 mod block;
 mod check;
 mod codec;
+mod current;
 mod error;
 mod fold;
 mod known;

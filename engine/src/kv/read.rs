@@ -39,12 +39,22 @@ impl<'a> Span<'a> {
         }
     }
 
-    pub(super) fn bounds(&self) -> Bounds<'a> {
+    pub(super) fn start(&self) -> &'a [u8] {
         match *self {
-            Self::One(key) => (Bound::Included(key), Bound::Included(key)),
-            Self::Range(start, None) => (Bound::Included(start), Bound::Unbounded),
-            Self::Range(start, Some(end)) => (Bound::Included(start), Bound::Excluded(end)),
+            Self::One(key) | Self::Range(key, _) => key,
         }
+    }
+
+    pub(super) fn end(&self) -> Bound<&'a [u8]> {
+        match *self {
+            Self::One(key) => Bound::Included(key),
+            Self::Range(_, None) => Bound::Unbounded,
+            Self::Range(_, Some(end)) => Bound::Excluded(end),
+        }
+    }
+
+    pub(super) fn bounds(&self) -> Bounds<'a> {
+        (Bound::Included(self.start()), self.end())
     }
 
     fn is_empty(&self) -> bool {
@@ -154,8 +164,8 @@ impl<'t> View<'t> {
                 return Ok(found);
             }
         }
-        let Some(guard) = self.base.get(key)? else { return Ok(None) };
-        self.hit(Bytes::copy_from_slice(key), &Current::decode(guard.value())?, values).map(Some)
+        let Some(found) = self.base.get(key)? else { return Ok(None) };
+        self.hit(Bytes::copy_from_slice(key), &Current::decode(found.record())?, values).map(Some)
     }
 
     fn hit(&self, key: Bytes, record: &Current<'_>, values: bool) -> Result<Hit, StoreError> {

@@ -11,13 +11,18 @@ use super::codec::{Rev, index_key, split_index_key, split_index_value};
 use super::error::StoreError;
 use super::read::{Bounds, Span};
 use redb::ReadableTable;
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 pub(super) type Range<'t> = redb::Range<'t, &'static [u8], &'static [u8]>;
-type Guard<'t> = redb::AccessGuard<'t, &'static [u8]>;
+pub(super) type Guard<'t> = redb::AccessGuard<'t, &'static [u8]>;
 
 /// So many runs of one size class are merged into one.
 pub(super) const RUNS_MERGED: usize = 8;
+
+/// How many blocks a key space's runs have, by what they reach up to. Whoever does not know has to read them all to count them; after an opening
+/// nobody does.
+pub(super) type RunSizes = BTreeMap<u64, usize>;
 
 /// The table's key of a block: the last revision that its run is about, and the block's first record.
 pub(super) fn block_key(upto: u64, first: &[u8]) -> Vec<u8> {

@@ -14,6 +14,7 @@ use super::fold::{Pace, fold};
 use super::known::Known;
 use super::overlay::{Changes, Overlay};
 use super::read::{Layer, View};
+use super::runs::RunSizes;
 use super::snapshot::{RestoreWriter, SnapshotReader};
 use super::table::{OwnedRows, Rows};
 use super::types::{Applied, Command, Event, KeyValue, Keyspace, RangeRequest, RangeResponse};
@@ -132,8 +133,8 @@ pub(super) struct Inner {
     file_bytes: Arc<AtomicU64>,
     /// [`AuthState::mark`] of the users, for a look without a lock.
     auth_mark: AtomicU64,
-    /// Held over each checkpoint.
-    folding: Mutex<()>,
+    /// Held over each checkpoint, which keeps in it what it knows of runs.
+    folding: Mutex<[RunSizes; 2]>,
     /// Those who wait for it: then a checkpoint does not take its time.
     awaited: AtomicUsize,
     /// Held over each batch, and while layers are exchanged.
@@ -184,7 +185,7 @@ pub(super) struct Frozen<'s> {
     overlay: Arc<RwLock<Overlay>>,
     state: State,
     membership: Option<Bytes>,
-    _folding: MutexGuard<'s, ()>,
+    sizes: MutexGuard<'s, [RunSizes; 2]>,
 }
 
 /// A key space at one moment.
@@ -246,7 +247,7 @@ impl Store {
             db,
             file_bytes,
             auth_mark: AtomicU64::new(auth.mark()),
-            folding: Mutex::new(()),
+            folding: Mutex::default(),
             awaited: AtomicUsize::new(0),
             writer: Mutex::new(()),
             layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth: Arc::new(auth), membership }),
@@ -405,12 +406,12 @@ impl Store {
         let overlay = std::mem::take(&mut layers.recent);
         layers.frozen = Some(Arc::clone(&overlay));
         self.inner.frozen_bytes.store(self.inner.recent_bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-        Ok(Frozen { overlay, state: layers.state, membership: layers.membership.clone(), _folding: folding })
+        Ok(Frozen { overlay, state: layers.state, membership: layers.membership.clone(), sizes: folding })
     }
 
     /// Carries it out, and has readers use the file instead of the frozen layer.
     pub(super) fn fold_frozen(&self, frozen: Frozen<'_>, garbage_max: usize, pace: Pace<'_>) -> Result<Index, StoreError> {
-        let Frozen { overlay, state, membership, _folding } = frozen;
+        let Frozen { overlay, state, membership, mut sizes } = frozen;
         // The engine makes steps durable when it is closed. One that ends half-way is never closed, so that a part of a
         // checkpoint never is: the process is to end, and the next start finds the checkpoint before.
         let open = ManuallyDrop::new(Arc::clone(&self.inner));
@@ -419,9 +420,10 @@ impl Store {
                 pace(done);
             }
         };
-        let folded = fold(&self.inner.db, &read_lock(&overlay), state, membership.as_ref(), garbage_max, &pace).and_then(|folded| {
-            Ok((folded, Arc::new(Base::open(&self.inner.db, read_lock(&overlay).keyspaces.each_ref().map(Known::of))?)))
-        });
+        let folded =
+            fold(&self.inner.db, &read_lock(&overlay), state, membership.as_ref(), &mut sizes, garbage_max, &pace).and_then(|folded| {
+                Ok((folded, Arc::new(Base::open(&self.inner.db, read_lock(&overlay).keyspaces.each_ref().map(Known::of))?)))
+            });
         let (folded, base) = folded.inspect_err(|_| self.inner.broken.store(true, Ordering::Release))?;
         drop(ManuallyDrop::into_inner(open));
         let _turn = lock(&self.inner.writer);
@@ -649,7 +651,8 @@ impl Store {
     /// Starts to replace everything by a snapshot that arrives in portions. Until the writer finishes or is
     /// dropped, readers see the old state and writers fail with [`StoreError::Restoring`].
     pub fn begin_restore(&self) -> Result<RestoreWriter, StoreError> {
-        let _folding = lock(&self.inner.folding);
+        let mut sizes = lock(&self.inner.folding);
+        *sizes = Default::default();
         let _turn = self.take_turn()?;
         RestoreWriter::new(Arc::clone(&self.inner))
     }
