@@ -1,6 +1,6 @@
 //! FUSE over io_uring: the threads that serve a connection's rings.
 
-use brickraft_engine::io::uring::fuse::{FuseEntry, FuseRequest};
+use brickraft_engine::io::uring::fuse::{FuseEntry, FuseRequest, never_preempt};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -83,6 +83,8 @@ impl Ring {
             let (device, serve, tell) = (Arc::clone(device), Arc::clone(serve), tell.clone());
             let run = move || {
                 crate::roam::bind(queue);
+                // Where this fails, requests that nobody waits for cost two switches more.
+                let _ = never_preempt();
                 let queue = u16::try_from(queue).expect("the kernel counts queues in 16 bits");
                 let mut entry = match FuseEntry::new(device, queue, payload_bytes) {
                     Ok(entry) => entry,

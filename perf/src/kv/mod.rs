@@ -62,6 +62,10 @@ pub(crate) struct Options {
     /// Only ours
     #[arg(long)]
     alone: bool,
+    /// GiB of memory that are touched before each system's turn: a virtual machine's host may have taken back what was free, and whoever
+    /// gets it first waits for it
+    #[arg(long, default_value_t = 0)]
+    touch: usize,
     /// Where the servers' data lies, for the time of the run
     #[arg(long)]
     data: Option<PathBuf>,
@@ -164,6 +168,7 @@ async fn compare(work: &Work, options: &Options, programs: &Programs) -> Outcome
     for round in 0..rounds {
         for system in systems(options) {
             let name = programs.name(system);
+            touch(options.touch);
             let limit = WORK_MAX + Duration::from_secs_f64(options.seconds);
             let result = match tokio::time::timeout(limit, once(work, system, programs, options.seconds)).await {
                 Ok(result) => result,
@@ -188,6 +193,14 @@ async fn compare(work: &Work, options: &Options, programs: &Programs) -> Outcome
         }
     }
     Outcome::new(work, peer, ours, failed)
+}
+
+/// Has the machine have so many GiB of memory, and gives them back.
+fn touch(gib: usize) {
+    const PAGE_BYTES: usize = 4096;
+    let mut memory = vec![0_u8; gib << 30];
+    memory.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
+    std::hint::black_box(&memory);
 }
 
 async fn once(work: &Work, system: System, programs: &Programs, seconds: f64) -> Result<Figures> {

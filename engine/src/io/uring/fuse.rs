@@ -41,6 +41,21 @@ struct Segment {
     len: usize,
 }
 
+/// Makes this thread one that never takes the processor from another as it is woken (`SCHED_BATCH`). Whoever sends a request and waits for it
+/// gives the processor up anyway; whoever only tells something, as RELEASE does, goes on, and the thread has it done together with the next request.
+///
+/// # Errors
+/// sched_setscheduler(2)'s.
+pub fn never_preempt() -> io::Result<()> {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads the one number; 0 is this thread.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const priority) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// A request, as the kernel laid it down.
 #[derive(Debug)]
 pub struct FuseRequest<'a> {

@@ -76,13 +76,22 @@ impl Edge {
     /// OPEN, where files are opened; `register` makes a file known to the kernel.
     pub(super) fn open(&self, node: u64, write: bool, register: impl FnOnce(&OwnedFd) -> io::Result<Backing>) -> Res<Opened<Backing>> {
         let opens = self.opens().ok_or(Errno::ENOSYS)?;
-        let candidate = self.candidate(self.ino(node))?;
-        opens.open(node, write, candidate.as_ref(), register).opened().ok_or(Errno::ESTALE)
+        let small = if write { None } else { opens.open_small(node) };
+        let answer = match small {
+            Some(answer) => answer,
+            None => opens.open(node, write, self.candidate(self.ino(node))?.as_ref(), register),
+        };
+        answer.opened().ok_or(Errno::ESTALE)
     }
 
     /// SETATTR; `kill_priv`: set-id bits go for another reason than a new owner.
     pub(super) fn set_attr(&self, ino: u64, set: &SetAttr, kill_priv: bool) -> Res<Attr> {
         let owner = set.mode.is_none() && (set.uid.is_some() || set.gid.is_some());
+        if set.size.is_some()
+            && let Some(opens) = self.opens()
+        {
+            opens.resized(opens.node(ino));
+        }
         self.union.setattr(ino, set, kill_priv || owner)
     }
 

@@ -42,12 +42,35 @@ struct Passed<B> {
     handles: u32,
 }
 
+/// What is known of a file's size. No more than a hint: a file that has become large behind it is cached, and every byte of it is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    /// Look.
+    Unknown,
+    /// It was too small to be passed through when it was last opened.
+    Small,
+    /// Somebody opened it for writing, and may write on.
+    Growing,
+}
+
+/// A file that is open, or of whose size something is known.
 #[derive(Debug)]
 struct State<B> {
     cached: u32,
-    passed: Option<Passed<B>>,
+    passed: Option<Box<Passed<B>>>,
     /// Written past the page cache of the union's mount: the next cached open must not trust it.
     stale: bool,
+    size: Size,
+}
+
+impl<B> State<B> {
+    const NEW: Self = Self { cached: 0, passed: None, stale: false, size: Size::Unknown };
+
+    /// Opens it by the page cache.
+    fn cache(&mut self) -> Answer<B> {
+        self.cached += 1;
+        Answer::Cached { keep: !std::mem::take(&mut self.stale) }
+    }
 }
 
 /// How an open is answered.
@@ -114,6 +137,23 @@ impl<B> Opens<B> {
         self.inner().moved.get(&ino).cloned().unwrap_or_default()
     }
 
+    /// Opens a file for reading that need not be looked at, since it was small when it was last opened. `None`: look, and [`Self::open`] it.
+    pub(super) fn open_small(&self, node: u64) -> Option<Answer<B>> {
+        if self.any_moved.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut inner = self.inner();
+        let state = inner.files.get_mut(&node).filter(|state| state.size == Size::Small && state.passed.is_none())?;
+        Some(state.cache())
+    }
+
+    /// A file's size is set.
+    pub(super) fn resized(&self, node: u64) {
+        if let Some(state) = self.inner().files.get_mut(&node) {
+            state.size = Size::Unknown;
+        }
+    }
+
     /// Decides about an open; `register` makes a file known to the kernel.
     pub(super) fn open(
         &self,
@@ -129,7 +169,13 @@ impl<B> Opens<B> {
         if inner.moved.get(&ino).and_then(|nodes| nodes.last()).is_some_and(|last| *last != node) {
             return Answer::Moved;
         }
-        let state = inner.files.entry(node).or_insert(State { cached: 0, passed: None, stale: false });
+        let state = inner.files.entry(node).or_insert(State::NEW);
+        state.size = match state.size {
+            Size::Growing => Size::Growing,
+            _ if write => Size::Growing,
+            _ if candidate.is_some() => Size::Unknown,
+            _ => Size::Small,
+        };
         if let Some(passed) = &mut state.passed {
             if fits.is_none_or(|c| c.id != passed.id) {
                 inner.moved.entry(ino).or_default().push(inner.next);
@@ -147,11 +193,10 @@ impl<B> Opens<B> {
             && let Some(backing) = self.registered(register(&candidate.file))
         {
             state.stale |= write;
-            state.passed = Some(Passed { id: candidate.id, backing: Arc::clone(&backing), handles: 1 });
+            state.passed = Some(Box::new(Passed { id: candidate.id, backing: Arc::clone(&backing), handles: 1 }));
             return Answer::Passed(backing);
         }
-        state.cached += 1;
-        Answer::Cached { keep: !std::mem::take(&mut state.stale) }
+        state.cache()
     }
 
     fn registered(&self, made: io::Result<B>) -> Option<Arc<B>> {
@@ -181,7 +226,7 @@ impl<B> Opens<B> {
                 last = state.passed.take();
             }
         }
-        if state.cached == 0 && state.passed.is_none() && !state.stale {
+        if state.cached == 0 && state.passed.is_none() && !state.stale && state.size == Size::Unknown {
             inner.files.remove(&node);
         }
         drop(inner);
@@ -287,6 +332,37 @@ mod tests {
         assert_eq!(open(&opens, false, None), "cached");
         opens.release(7, CACHED);
         opens.release(7, CACHED);
+        opens.forget(7);
+        assert!(opens.inner().files.is_empty());
+    }
+
+    #[test]
+    fn small_files_are_looked_at_once_unless_they_may_have_grown() {
+        let opens = Opens::<u64>::default();
+        let open_and_close = |write, candidate: Option<&Candidate>| {
+            let found = open(&opens, write, candidate);
+            opens.release(7, if found == "passed" { PASSED } else { CACHED });
+        };
+        let small = || {
+            let small = opens.open_small(7).map(|answer| word(&answer));
+            if small.is_some() {
+                opens.release(7, CACHED);
+            }
+            small
+        };
+        assert_eq!(small(), None);
+        open_and_close(false, None);
+        assert_eq!(small(), Some("cached"));
+        opens.resized(7);
+        assert_eq!(small(), None, "its size was set");
+        open_and_close(false, None);
+        open_and_close(true, None);
+        open_and_close(false, None);
+        assert_eq!(small(), None, "whoever wrote may write on");
+        opens.forget(7);
+        assert!(opens.inner().files.is_empty());
+        open_and_close(false, Some(&file(1, false)));
+        assert_eq!(small(), None, "large");
         assert!(opens.inner().files.is_empty());
     }
 
