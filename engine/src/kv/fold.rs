@@ -155,9 +155,9 @@ fn fold_keyspace(
     for some in keys.chunks(STEP_KEYS) {
         let mut tables = Tables::open(steps.txn()?, keyspace, used, sizes)?;
         let dirtied = Merger::new(&mut tables.current, tables.used).merge(&recent.last_of_all(some))?;
-        superseded.write(&mut tables, recent, some)?;
+        let indexed = superseded.write(&mut tables, recent, some)?;
         drop(tables);
-        steps.worked(some.len(), dirtied)?;
+        steps.worked(some.len(), dirtied + indexed)?;
     }
     superseded.finish(&mut Tables::open(steps.txn()?, keyspace, used, sizes)?)?;
     for some in recent.log_pieces().flat_map(|piece| piece.chunks(STEP_KEYS)) {
@@ -221,11 +221,13 @@ impl Superseded {
         Self { upto: recent.last().map_or(0, |change| change.rev.main), packer: Packer::default() }
     }
 
-    /// Those of some keys, which come in order.
-    fn write(&mut self, tables: &mut Tables<'_, '_>, recent: &Recent, keys: &[u32]) -> Result<(), StoreError> {
+    /// Those of some keys, which come in order; says how many bytes they are.
+    fn write(&mut self, tables: &mut Tables<'_, '_>, recent: &Recent, keys: &[u32]) -> Result<usize, StoreError> {
+        let mut bytes = 0;
         let mut add = |key: &[u8], rev: Rev, tombstone: bool| {
             let (key, value) = (index_key(key, rev.main), index_value(rev.sub, tombstone));
             *tables.used += record_bytes(&key, &value);
+            bytes += key.len() + value.len();
             self.packer.push(&mut tables.index, || runs::block_key(self.upto, &key), &key, &value)
         };
         for change in keys.iter().flat_map(|&key| recent.changes_of(key)) {
@@ -236,7 +238,7 @@ impl Superseded {
                 add(&change.key, change.rev, true)?;
             }
         }
-        Ok(())
+        Ok(bytes)
     }
 
     fn finish(mut self, tables: &mut Tables<'_, '_>) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@ use super::quorum;
 use super::read::Reads;
 use crate::types::{EntryKind, Index, NodeId, Term, Time};
 use bytes::Bytes;
+use rand::Rng as _;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Who answered a candidate.
@@ -82,12 +83,26 @@ impl RaftCore {
     pub(super) fn on_pre_vote(&mut self, from: NodeId, next: Term, last: Index, last_term: Term) {
         let granted = next > self.term && self.log.is_covered_by(last, last_term);
         self.out.send(self.term, from, Body::PreVoteReply { next, granted });
-        // Whoever asks has missed the leader for a time-out, and so has this node, or the question would not have come
-        // here. With less of the log it cannot win where this node is needed, and this node would let time pass.
-        let longer = next > self.term && !granted;
-        if longer && self.config.pre_vote && matches!(self.state, State::Follower) && self.is_promotable() {
-            self.campaign(true);
+        if next > self.term && !granted {
+            self.hurry_election();
         }
+    }
+
+    /// A candidate with less of the log than this node has cannot win where this node is needed, so this one does not wait for
+    /// its own timer. Nor do others with as much as it has: of more than three voters they take a moment's turns.
+    fn hurry_election(&mut self) {
+        // It has missed the leader as long as the candidate has, or it would not have heard the question: unless it has just been
+        // started, and there is one that it has not heard yet.
+        let silent = self.leader.is_some() || self.now >= self.started.after(self.config.election_timeout);
+        if !silent || !self.config.pre_vote || !matches!(self.state, State::Follower) || !self.is_promotable() {
+            return;
+        }
+        if self.members().voters.len() <= 3 {
+            return self.campaign(true);
+        }
+        let moment = u64::try_from(self.config.election_timeout.as_micros() / 10).unwrap_or(u64::MAX).max(1);
+        let wait = self.rng.random_range(0..moment);
+        self.election_at = self.election_at.min(Time(self.now.0.saturating_add(wait)));
     }
 
     pub(super) fn on_vote(&mut self, from: NodeId, last: Index, last_term: Term) {

@@ -305,6 +305,46 @@ fn a_spare_follower_steps_in() {
     }
 }
 
+/// The same with five: two have more of the log, and must not split the votes of the other two.
+#[test]
+fn those_who_have_more_of_the_log_do_not_stand_together() {
+    let mut late = Vec::new();
+    for seed in 0..60 {
+        let mut net = Net::with(5, seed, |config| config.spare_delay = Duration::from_millis(20));
+        net.elect();
+        net.delay = 700..701; // in order
+        net.run(60);
+        let leader = net.leader().unwrap();
+        let index = net.propose(leader, "committed").unwrap();
+        net.run_until(8, |net| net.core(leader.0).committed() >= index);
+        let holders: Vec<_> = others(&net, leader).into_iter().filter(|n| net.core(n.0).last_index() >= index).collect();
+        assert_eq!(holders.len(), 2, "{seed}");
+        net.crash(leader);
+        let crashed = net.now;
+        net.run_until(1_000, |net| net.leader().is_some_and(|l| holders.contains(&l)));
+        late.push((net.now - crashed) / MS);
+        net.restart(leader);
+        net.settle(index);
+    }
+    late.sort_unstable();
+    assert!(late[30] <= 125 && late[54] <= 160, "{late:?}");
+}
+
+/// It has not missed the leader: it has not heard it yet.
+#[test]
+fn whoever_was_just_started_does_not_stand_when_it_is_asked() {
+    let snapshot = SnapshotMeta { membership: founders(3), ..SnapshotMeta::default() };
+    let entries = vec![Entry { term: Term(1), index: Index(1), kind: EntryKind::Noop, data: Bytes::new() }];
+    let hard_state = HardState { term: Term(1), vote: None, commit: Index(1) };
+    let initial = Initial { snapshot, entries, hard_state, ..Initial::default() };
+    let mut core = RaftCore::new(RaftConfig::new(id(1)), initial, Time(0), 1).unwrap();
+    let _ = core.take_output();
+    let asked = Message { term: Term(1), body: Body::PreVote { next: Term(2), last: Index(0), last_term: Term(0) } };
+    core.step(Time(1_000), id(2), asked);
+    assert!(core.take_output().messages.iter().all(|(_, m)| matches!(m.body, Body::PreVoteReply { granted: false, .. })));
+    assert_eq!(core.role(), Role::Follower);
+}
+
 /// The power goes at the leader while only the follower that it relied on has the last entries, which were committed with it. The spare
 /// one cannot win, so it must not keep the other waiting.
 #[test]

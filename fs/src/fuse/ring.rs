@@ -66,11 +66,12 @@ pub(super) struct Ring(Vec<JoinHandle<()>>);
 
 impl Ring {
     /// Starts about `threads` threads, evenly over the queues, each on its queue's processor: an application that waits for its answer has just
-    /// left it. They end with the connection.
+    /// left it. They end with the connection. With `patient` a thread that is woken lets others go on first ([`never_preempt`]): for connections
+    /// on which nobody waits for RELEASE, and little is read ahead.
     ///
     /// # Errors
     /// When threads or rings cannot be made. The mount must go then: the kernel waits for the missing ones.
-    pub(super) fn start<F>(device: &Arc<OwnedFd>, payload_bytes: usize, threads: usize, serve: &Arc<F>) -> io::Result<Self>
+    pub(super) fn start<F>(device: &Arc<OwnedFd>, payload_bytes: usize, threads: usize, patient: bool, serve: &Arc<F>) -> io::Result<Self>
     where
         F: Fn(FuseRequest<'_>) -> (i32, usize) + Send + Sync + 'static,
     {
@@ -83,8 +84,10 @@ impl Ring {
             let (device, serve, tell) = (Arc::clone(device), Arc::clone(serve), tell.clone());
             let run = move || {
                 crate::roam::bind(queue);
-                // Where this fails, requests that nobody waits for cost two switches more.
-                let _ = never_preempt();
+                if patient {
+                    // Where this fails, requests that nobody waits for cost two switches more.
+                    let _ = never_preempt();
+                }
                 let queue = u16::try_from(queue).expect("the kernel counts queues in 16 bits");
                 let mut entry = match FuseEntry::new(device, queue, payload_bytes) {
                     Ok(entry) => entry,

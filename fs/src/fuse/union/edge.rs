@@ -3,7 +3,7 @@
 use super::UnionMountOptions;
 use super::cache::Kernel;
 use super::lifetime::Lifetimes;
-use super::opens::{Candidate, Opened, Opens, PASSED_BYTES_MIN};
+use super::opens::{Candidate, Looked, Opened, Opens, PASSED_BYTES_MIN};
 use super::relief::Relief;
 use crate::fop::{Attr, Errno, FileKind, SetAttr};
 use crate::union::{Caller, Entry, ROOT_INO, Res, Udba, Union};
@@ -79,7 +79,7 @@ impl Edge {
         let small = if write { None } else { opens.open_small(node) };
         let answer = match small {
             Some(answer) => answer,
-            None => opens.open(node, write, self.candidate(self.ino(node))?.as_ref(), register),
+            None => opens.open(node, write, &self.look(self.ino(node))?, register),
         };
         answer.opened().ok_or(Errno::ESTALE)
     }
@@ -87,23 +87,27 @@ impl Edge {
     /// SETATTR; `kill_priv`: set-id bits go for another reason than a new owner.
     pub(super) fn set_attr(&self, ino: u64, set: &SetAttr, kill_priv: bool) -> Res<Attr> {
         let owner = set.mode.is_none() && (set.uid.is_some() || set.gid.is_some());
+        let attr = self.union.setattr(ino, set, kill_priv || owner);
         if set.size.is_some()
             && let Some(opens) = self.opens()
         {
             opens.resized(opens.node(ino));
         }
-        self.union.setattr(ino, set, kill_priv || owner)
+        attr
     }
 
-    /// The file, if it is one to pass through.
-    fn candidate(&self, ino: u64) -> Res<Option<Candidate>> {
+    /// Whether a file is one to pass through.
+    fn look(&self, ino: u64) -> Res<Looked> {
         let attr = self.union.getattr(ino)?;
-        if attr.kind != FileKind::File || attr.size < PASSED_BYTES_MIN {
-            return Ok(None);
+        if attr.kind != FileKind::File {
+            return Ok(Looked::Unfit);
         }
-        let Some((file, writable)) = self.relief.patiently(|| self.union.backing(ino))? else { return Ok(None) };
+        if attr.size < PASSED_BYTES_MIN {
+            return Ok(Looked::Small);
+        }
+        let Some((file, writable)) = self.relief.patiently(|| self.union.backing(ino))? else { return Ok(Looked::Unfit) };
         let stat = rustix::fs::fstat(&*file)?;
-        Ok(Some(Candidate { file, id: (stat.st_dev, stat.st_ino), writable }))
+        Ok(Looked::Fit(Candidate { file, id: (stat.st_dev, stat.st_ino), writable }))
     }
 
     /// CREATE; without it the kernel sends MKNOD, and nothing when the file is closed, but where files are opened.
@@ -119,7 +123,7 @@ impl Edge {
             made => made?,
         };
         let Some(opens) = self.opens() else { return Ok((entry, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE)) };
-        let opened = opens.open(self.node(entry.ino), true, None, |_| Err(io::ErrorKind::Unsupported.into()));
+        let opened = opens.open(self.node(entry.ino), true, &Looked::Unfit, |_| Err(io::ErrorKind::Unsupported.into()));
         let opened = opened.opened().ok_or(Errno::ESTALE)?;
         Ok((entry, opened.handle, opened.flags))
     }

@@ -101,6 +101,7 @@ impl UnionMount {
         config.n_threads = Some(if by_ring { 1 } else { options.threads.max(1) });
         config.clone_fd = true;
         let threads = options.threads.max(1);
+        let patient = options.passthrough && union.is_local();
         let edge = Arc::new(edge::Edge {
             union: union.clone(),
             kernel: Arc::default(),
@@ -120,7 +121,7 @@ impl UnionMount {
         let session = session.inspect_err(detached)?;
         let served = Arc::clone(&edge);
         let serve = Arc::new(move |request: FuseRequest<'_>| served.serve(request));
-        let ring = by_ring.then(|| Ring::start(&raw, handler::PAYLOAD_MAX as usize, threads, &serve)).transpose();
+        let ring = by_ring.then(|| Ring::start(&raw, handler::PAYLOAD_MAX as usize, threads, patient, &serve)).transpose();
         let ring = ring.inspect_err(detached)?;
         attach::read_ahead(dir);
         let invalidator = Arc::new(Invalidator::new(session.notifier(), raw, edge.kernel.clone(), edge.opens.clone(), dir.to_owned()));

@@ -25,6 +25,16 @@ const MOVED_MIN: u64 = 0xffff << 48;
 const CACHED: FileHandle = FileHandle(1);
 const PASSED: FileHandle = FileHandle(2);
 
+/// What a look at a file says.
+#[derive(Debug)]
+pub(super) enum Looked {
+    /// It is too small to be passed through.
+    Small,
+    /// It cannot be passed through, now at least.
+    Unfit,
+    Fit(Candidate),
+}
+
 /// A file that could be passed through.
 #[derive(Debug)]
 pub(super) struct Candidate {
@@ -47,7 +57,7 @@ struct Passed<B> {
 enum Size {
     /// Look.
     Unknown,
-    /// It was too small to be passed through when it was last opened.
+    /// It was below [`PASSED_BYTES_MIN`] when it was last opened.
     Small,
     /// Somebody opened it for writing, and may write on.
     Growing,
@@ -96,6 +106,17 @@ struct Inner<B> {
     next: u64,
 }
 
+impl<B> Inner<B> {
+    fn inode(&self, node: u64) -> u64 {
+        self.inodes.get(&node).copied().unwrap_or(node)
+    }
+
+    /// Whether names lead to another node of the file by now.
+    fn has_moved(&self, node: u64) -> bool {
+        !self.moved.is_empty() && self.moved.get(&self.inode(node)).and_then(|nodes| nodes.last()).is_some_and(|last| *last != node)
+    }
+}
+
 /// The open handles of all files that have any. `B` is what the kernel knows a file by.
 #[derive(Debug)]
 pub(super) struct Opens<B = Backing> {
@@ -139,42 +160,38 @@ impl<B> Opens<B> {
 
     /// Opens a file for reading that need not be looked at, since it was small when it was last opened. `None`: look, and [`Self::open`] it.
     pub(super) fn open_small(&self, node: u64) -> Option<Answer<B>> {
-        if self.any_moved.load(Ordering::Acquire) {
+        let mut inner = self.inner();
+        if inner.has_moved(node) {
             return None;
         }
-        let mut inner = self.inner();
         let state = inner.files.get_mut(&node).filter(|state| state.size == Size::Small && state.passed.is_none())?;
         Some(state.cache())
     }
 
-    /// A file's size is set.
+    /// A file's size was set.
     pub(super) fn resized(&self, node: u64) {
-        if let Some(state) = self.inner().files.get_mut(&node) {
+        if let Some(state) = self.inner().files.get_mut(&node)
+            && state.size == Size::Small
+        {
             state.size = Size::Unknown;
         }
     }
 
     /// Decides about an open; `register` makes a file known to the kernel.
-    pub(super) fn open(
-        &self,
-        node: u64,
-        write: bool,
-        candidate: Option<&Candidate>,
-        register: impl FnOnce(&OwnedFd) -> io::Result<B>,
-    ) -> Answer<B> {
-        let fits = candidate.filter(|c| c.writable || !write);
+    pub(super) fn open(&self, node: u64, write: bool, looked: &Looked, register: impl FnOnce(&OwnedFd) -> io::Result<B>) -> Answer<B> {
+        let fits = if let Looked::Fit(candidate) = looked { Some(candidate).filter(|c| c.writable || !write) } else { None };
         let mut inner = self.inner();
         let inner = &mut *inner;
-        let ino = inner.inodes.get(&node).copied().unwrap_or(node);
-        if inner.moved.get(&ino).and_then(|nodes| nodes.last()).is_some_and(|last| *last != node) {
+        if inner.has_moved(node) {
             return Answer::Moved;
         }
+        let ino = inner.inode(node);
         let state = inner.files.entry(node).or_insert(State::NEW);
         state.size = match state.size {
             Size::Growing => Size::Growing,
             _ if write => Size::Growing,
-            _ if candidate.is_some() => Size::Unknown,
-            _ => Size::Small,
+            _ if matches!(looked, Looked::Small) => Size::Small,
+            _ => Size::Unknown,
         };
         if let Some(passed) = &mut state.passed {
             if fits.is_none_or(|c| c.id != passed.id) {
@@ -270,9 +287,9 @@ impl<B> Answer<B> {
 mod tests {
     use super::*;
 
-    fn file(id: u64, writable: bool) -> Candidate {
+    fn file(id: u64, writable: bool) -> Looked {
         let file = std::fs::File::open("/dev/null").expect("open");
-        Candidate { file: Arc::new(file.into()), id: (1, id), writable }
+        Looked::Fit(Candidate { file: Arc::new(file.into()), id: (1, id), writable })
     }
 
     fn word(answer: &Answer<u64>) -> &'static str {
@@ -284,26 +301,26 @@ mod tests {
         }
     }
 
-    fn open(opens: &Opens<u64>, write: bool, candidate: Option<&Candidate>) -> &'static str {
-        word(&opens.open(opens.node(7), write, candidate, |_| Ok(1)))
+    fn open(opens: &Opens<u64>, write: bool, looked: &Looked) -> &'static str {
+        word(&opens.open(opens.node(7), write, looked, |_| Ok(1)))
     }
 
     #[test]
     fn one_kind_and_one_file_at_a_time() {
         let opens = Opens::<u64>::default();
         let (lower, copy) = (file(1, false), file(2, true));
-        assert_eq!(open(&opens, false, Some(&lower)), "passed");
-        assert_eq!(open(&opens, false, Some(&lower)), "passed");
+        assert_eq!(open(&opens, false, &lower), "passed");
+        assert_eq!(open(&opens, false, &lower), "passed");
         // A writer while the lower file is in use gets another node, and so does who reads what it wrote.
-        assert_eq!(open(&opens, true, Some(&lower)), "moved");
-        assert_eq!(word(&opens.open(7, false, Some(&lower), |_| Ok(1))), "moved");
+        assert_eq!(open(&opens, true, &lower), "moved");
+        assert_eq!(word(&opens.open(7, false, &lower, |_| Ok(1))), "moved");
         let node = opens.node(7);
         assert!(node != 7 && opens.inode(node) == 7 && opens.moved(7) == [node]);
-        assert_eq!(open(&opens, true, Some(&lower)), "cached");
-        assert_eq!(open(&opens, false, Some(&copy)), "cached");
+        assert_eq!(open(&opens, true, &lower), "cached");
+        assert_eq!(open(&opens, false, &copy), "cached");
         opens.release(node, CACHED);
         opens.release(node, CACHED);
-        assert_eq!(open(&opens, true, Some(&copy)), "passed");
+        assert_eq!(open(&opens, true, &copy), "passed");
         opens.release(node, PASSED);
         opens.release(7, PASSED);
         opens.forget(7);
@@ -314,22 +331,22 @@ mod tests {
     #[test]
     fn a_writer_of_a_lower_file_is_cached_and_so_are_others_then() {
         let opens = Opens::<u64>::default();
-        assert_eq!(open(&opens, true, Some(&file(1, false))), "cached");
-        assert_eq!(open(&opens, false, Some(&file(2, true))), "cached");
+        assert_eq!(open(&opens, true, &file(1, false)), "cached");
+        assert_eq!(open(&opens, false, &file(2, true)), "cached");
         opens.release(7, CACHED);
-        assert_eq!(open(&opens, false, Some(&file(2, true))), "cached");
+        assert_eq!(open(&opens, false, &file(2, true)), "cached");
         opens.release(7, CACHED);
         opens.release(7, CACHED);
-        assert_eq!(open(&opens, false, Some(&file(2, true))), "passed");
+        assert_eq!(open(&opens, false, &file(2, true)), "passed");
     }
 
     #[test]
     fn pages_are_not_trusted_after_writes_past_them() {
         let opens = Opens::<u64>::default();
-        assert_eq!(open(&opens, true, Some(&file(2, true))), "passed");
+        assert_eq!(open(&opens, true, &file(2, true)), "passed");
         opens.release(7, PASSED);
-        assert_eq!(open(&opens, false, None), "anew");
-        assert_eq!(open(&opens, false, None), "cached");
+        assert_eq!(open(&opens, false, &Looked::Small), "anew");
+        assert_eq!(open(&opens, false, &Looked::Small), "cached");
         opens.release(7, CACHED);
         opens.release(7, CACHED);
         opens.forget(7);
@@ -339,8 +356,8 @@ mod tests {
     #[test]
     fn small_files_are_looked_at_once_unless_they_may_have_grown() {
         let opens = Opens::<u64>::default();
-        let open_and_close = |write, candidate: Option<&Candidate>| {
-            let found = open(&opens, write, candidate);
+        let open_and_close = |write, looked: &Looked| {
+            let found = open(&opens, write, looked);
             opens.release(7, if found == "passed" { PASSED } else { CACHED });
         };
         let small = || {
@@ -351,17 +368,21 @@ mod tests {
             small
         };
         assert_eq!(small(), None);
-        open_and_close(false, None);
+        open_and_close(false, &Looked::Small);
         assert_eq!(small(), Some("cached"));
         opens.resized(7);
         assert_eq!(small(), None, "its size was set");
-        open_and_close(false, None);
-        open_and_close(true, None);
-        open_and_close(false, None);
+        open_and_close(false, &Looked::Unfit);
+        assert_eq!(small(), None, "it may be large");
+        open_and_close(false, &Looked::Small);
+        open_and_close(true, &Looked::Small);
+        open_and_close(false, &Looked::Small);
+        opens.resized(7);
+        open_and_close(false, &Looked::Small);
         assert_eq!(small(), None, "whoever wrote may write on");
         opens.forget(7);
         assert!(opens.inner().files.is_empty());
-        open_and_close(false, Some(&file(1, false)));
+        open_and_close(false, &file(1, false));
         assert_eq!(small(), None, "large");
         assert!(opens.inner().files.is_empty());
     }
@@ -369,7 +390,7 @@ mod tests {
     #[test]
     fn what_the_kernel_refuses_is_cached() {
         let opens = Opens::<u64>::default();
-        let answer = opens.open(7, false, Some(&file(1, false)), |_| Err(io::ErrorKind::PermissionDenied.into()));
+        let answer = opens.open(7, false, &file(1, false), |_| Err(io::ErrorKind::PermissionDenied.into()));
         assert_eq!(word(&answer), "cached");
     }
 }
