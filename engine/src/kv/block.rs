@@ -10,7 +10,7 @@ use super::error::StoreError;
 /// A block of history or index is closed before it grows beyond this; a larger record stands alone. With its key it fits into four pages.
 pub(super) const BLOCK_BYTES_MAX: usize = 15 * 1024;
 /// What a record takes besides key and value.
-const RECORD_HEADER_LEN: usize = 8;
+pub(super) const RECORD_HEADER_LEN: usize = 8;
 
 /// Adds a record: lengths, key, value.
 pub(super) fn push(block: &mut Vec<u8>, key: &[u8], value: &[u8]) {

@@ -16,7 +16,9 @@ use std::cmp::Ordering;
 use std::ops::{self, Bound};
 
 /// A block is split before it grows beyond this; a larger record stands alone. With a key of usual length it fits into a page.
-pub(super) const BLOCK_BYTES_MAX: usize = if cfg!(test) { 300 } else { 3840 };
+pub(super) const BLOCK_BYTES_MAX: usize = 3840;
+/// The same, so that tests have many blocks.
+const SPLIT_BYTES: usize = if cfg!(test) { 300 } else { BLOCK_BYTES_MAX };
 
 /// What there is of a key, as [`Current::encode`] made it.
 pub(super) struct Found<'t> {
@@ -34,26 +36,34 @@ impl Found<'_> {
 pub(super) fn get<'t>(table: &'t ReadTable, key: &[u8]) -> Result<Option<Found<'t>>, StoreError> {
     let Some(item) = table.range::<&[u8]>(..=key)?.next_back() else { return Ok(None) };
     let (_, block) = item?;
-    let mut rest = block.value();
-    let whole = rest.len();
-    while let Some((found, value)) = block::next("current", &mut rest)? {
-        match found.cmp(key) {
+    let mut at = None;
+    for place in places(block.value()) {
+        let place = place?;
+        match block.value()[place.key].cmp(key) {
             Ordering::Less => {}
-            Ordering::Equal => {
-                let end = whole - rest.len();
-                let at = end - value.len()..end;
-                return Ok(Some(Found { block, at }));
-            }
+            Ordering::Equal => at = Some(place.value),
             Ordering::Greater => break,
         }
     }
-    Ok(None)
+    Ok(at.map(|at| Found { block, at }))
 }
 
 /// A record's place in its block.
 struct Place {
     key: ops::Range<usize>,
     value: ops::Range<usize>,
+}
+
+/// The places of a block's records.
+fn places(block: &[u8]) -> impl Iterator<Item = Result<Place, StoreError>> {
+    let mut end = 0;
+    block::records("current", block).map(move |record| {
+        let (key, value) = record?;
+        let start = end + block::RECORD_HEADER_LEN;
+        let middle = start + key.len();
+        end = middle + value.len();
+        Ok(Place { key: start..middle, value: middle..end })
+    })
 }
 
 /// Walks living keys, up or down.
@@ -119,11 +129,8 @@ impl<'t> Keys<'t> {
             let block = item?.1;
             let bytes = block.value();
             self.places.clear();
-            let mut rest = bytes;
-            while let Some((key, value)) = block::next("current", &mut rest)? {
-                let end = bytes.len() - rest.len();
-                let middle = end - value.len();
-                self.places.push(Place { key: middle - key.len()..middle, value: middle..end });
+            for place in places(bytes) {
+                self.places.push(place?);
             }
             let before = |place: &Place| bytes[place.key.clone()] < self.start[..];
             let within = |place: &Place| match &self.end {
@@ -148,13 +155,12 @@ pub(super) struct Merger<'a, 't> {
     merged: Vec<u8>,
     /// Where the records of `merged` end.
     ends: Vec<usize>,
-    record: Vec<u8>,
 }
 
 impl<'a, 't> Merger<'a, 't> {
     /// `used` is the count of bytes in use.
     pub(super) fn new(table: &'a mut FileTable<'t>, used: &'a mut u64) -> Self {
-        Self { table, used, merged: Vec::new(), ends: Vec::new(), record: Vec::new() }
+        Self { table, used, merged: Vec::new(), ends: Vec::new() }
     }
 
     /// Puts the last changes of some keys, which come in order, into the table; says how many bytes of pages that dirtied, about.
@@ -196,6 +202,7 @@ impl<'a, 't> Merger<'a, 't> {
     fn merge_block(&mut self, at: &[u8], old: &[u8], last_key: Option<&[u8]>, changes: &[&Change]) -> Result<usize, StoreError> {
         self.merged.clear();
         self.ends.clear();
+        let mut record = Vec::new();
         let mut rest = old;
         let mut head = block::next("current", &mut rest)?;
         for change in changes {
@@ -212,11 +219,9 @@ impl<'a, 't> Merger<'a, 't> {
                 *self.used = self.used.saturating_sub(value + key_bytes);
             }
             if !change.delete {
-                let mut record = std::mem::take(&mut self.record);
                 current_of(change).encode(&mut record);
                 *self.used += record.len() as u64 + key_bytes;
                 self.push(&change.key, &record);
-                self.record = record;
             }
         }
         while let Some((key, value)) = head {
@@ -242,8 +247,8 @@ impl<'a, 't> Merger<'a, 't> {
             return Ok(PAGE_BYTES);
         }
         let all = self.merged.len();
-        let even = all / all.div_ceil(BLOCK_BYTES_MAX) + all / self.ends.len();
-        let max = if fill { BLOCK_BYTES_MAX } else { even.min(BLOCK_BYTES_MAX) };
+        let even = all / all.div_ceil(SPLIT_BYTES) + all / self.ends.len();
+        let max = if fill { SPLIT_BYTES } else { even.min(SPLIT_BYTES) };
         let (mut start, mut end, mut dirtied) = (0, 0, 0);
         for next in self.ends.iter().copied().chain([usize::MAX]) {
             if next - start > max && end > start {
@@ -329,7 +334,7 @@ mod tests {
             let (at, block) = item.unwrap();
             assert!(last.as_deref().is_none_or(|last| last < at.value()), "the block before reaches into this one");
             let records: Vec<_> = block::records("current", block.value()).collect::<Result<_, _>>().unwrap();
-            assert!(!records.is_empty() && (block.value().len() <= BLOCK_BYTES_MAX || records.len() == 1));
+            assert!(!records.is_empty() && (block.value().len() <= SPLIT_BYTES || records.len() == 1));
             assert!(at.value() <= records[0].0);
             for (key, value) in records {
                 assert!(last.as_deref().is_none_or(|last| last < key));
@@ -396,7 +401,7 @@ mod tests {
         }
         let table = db.begin_read().unwrap().open_table(tables_of(Keyspace::User)[0]).unwrap();
         let blocks: Vec<_> = table.iter().unwrap().map(|item| item.unwrap().1.value().len()).collect();
-        let full = BLOCK_BYTES_MAX * 4 / 5;
+        let full = SPLIT_BYTES * 4 / 5;
         assert!(blocks[..blocks.len() - 1].iter().all(|len| *len > full), "{blocks:?}");
     }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use redb::{Database, Durability, ReadableTable, Table, WriteTransaction};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::collections::btree_map::Entry;
 
 /// Runs of more blocks than this are not merged, so that merging takes little memory and time. (That many
 /// are some 150,000 superseded versions.)
@@ -287,15 +288,17 @@ impl<'t, 'u> Tables<'t, 'u> {
             while merged.len() < RUNS_MERGED {
                 let Some(last) = self.index.range::<&[u8]>(..&below[..])?.next_back().transpose()? else { return Ok(()) };
                 let Some(upto) = last.0.value().first_chunk::<8>().copied() else { return Err(damaged("index", "key", last.0.value())) };
-                let blocks = match self.sizes.get(&u64::from_be_bytes(upto)) {
-                    Some(blocks) => *blocks,
-                    None => self.index.range::<&[u8]>(&upto[..]..&below[..])?.take(MERGED_BLOCKS_MAX).count(),
+                let run = u64::from_be_bytes(upto);
+                let blocks = match self.sizes.entry(run) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(unknown) => {
+                        *unknown.insert(self.index.range::<&[u8]>(&upto[..]..&below[..])?.take(MERGED_BLOCKS_MAX).count())
+                    }
                 };
-                self.sizes.insert(u64::from_be_bytes(upto), blocks);
                 if blocks >= MERGED_BLOCKS_MAX || class(blocks) > *size.get_or_insert(class(blocks)) {
                     return Ok(());
                 }
-                merged.push(u64::from_be_bytes(upto));
+                merged.push(run);
                 below = upto;
             }
             self.merge(&merged)?;

@@ -9,6 +9,7 @@ use crate::types::{EntryKind, Index, NodeId, Term, Time};
 use bytes::Bytes;
 use rand::Rng as _;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Who answered a candidate.
 #[derive(Debug, Default)]
@@ -100,9 +101,8 @@ impl RaftCore {
         if self.members().voters.len() <= 3 {
             return self.campaign(true);
         }
-        let moment = u64::try_from(self.config.election_timeout.as_micros() / 10).unwrap_or(u64::MAX).max(1);
-        let wait = self.rng.random_range(0..moment);
-        self.election_at = self.election_at.min(Time(self.now.0.saturating_add(wait)));
+        let wait = self.rng.random_range(Duration::ZERO..=self.config.election_timeout / 10);
+        self.election_at = self.election_at.min(self.now.after(wait));
     }
 
     pub(super) fn on_vote(&mut self, from: NodeId, last: Index, last_term: Term) {
@@ -199,6 +199,7 @@ impl RaftCore {
         {
             lead.transfer = Some(Transfer { to, until: now.after(self.config.election_timeout), asked: false });
             lead.reads.handing_over = true;
+            self.expect_commit(to, self.log.last());
         }
     }
 

@@ -177,10 +177,8 @@ impl RaftCore {
         self.finish_reads();
         let State::Leader(lead) = &mut self.state else { return };
         choose_spares(&self.config, self.log.membership().1, self.now, &mut lead.peers);
-        let successor = lead.transfer.as_ref().map(|t| t.to);
         let sender = Sender { config: &self.config, term: self.term, log: &self.log, now: self.now };
         for (id, peer) in &mut lead.peers {
-            peer.spare &= successor != Some(*id);
             send_appends(&sender, *id, peer, &mut self.out);
         }
         let told = |p: &Peer| p.leaving.is_some_and(|at| p.commit_sent >= at && p.matched >= at);

@@ -118,7 +118,7 @@ fn run(seed: u64) -> (u64, usize, usize) {
 
 #[test]
 fn acknowledged_writes_survive_whatever_happens() {
-    let seeds = std::env::var("BRICKRAFT_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(25);
+    let seeds = std::env::var("BRICKRAFT_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(100);
     let first: u64 = std::env::var("BRICKRAFT_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1000);
     let mut total = (0, 0);
     for seed in first..first + seeds {
@@ -127,8 +127,7 @@ fn acknowledged_writes_survive_whatever_happens() {
         total = (total.0 + acknowledged, total.1 + open);
     }
     eprintln!("acknowledged {}, without success {}", total.0, total.1);
-    // Over many seeds a little more than half of them; over a few it may be less.
-    assert!(total.0 * 2 > total.1, "many writes should go through: {total:?}");
+    assert!(total.0 > total.1, "most writes should go through: {total:?}");
 }
 
 #[test]

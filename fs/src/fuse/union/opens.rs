@@ -147,7 +147,7 @@ impl<B> Opens<B> {
 
     /// The inode number of a node.
     pub(super) fn inode(&self, node: u64) -> u64 {
-        if node < MOVED_MIN { node } else { self.inner().inodes.get(&node).copied().unwrap_or(node) }
+        if node < MOVED_MIN { node } else { self.inner().inode(node) }
     }
 
     /// The nodes that a moved file has, besides the one that has its inode's number.
@@ -179,7 +179,10 @@ impl<B> Opens<B> {
 
     /// Decides about an open; `register` makes a file known to the kernel.
     pub(super) fn open(&self, node: u64, write: bool, looked: &Looked, register: impl FnOnce(&OwnedFd) -> io::Result<B>) -> Answer<B> {
-        let fits = if let Looked::Fit(candidate) = looked { Some(candidate).filter(|c| c.writable || !write) } else { None };
+        let fits = match looked {
+            Looked::Fit(candidate) if candidate.writable || !write => Some(candidate),
+            _ => None,
+        };
         let mut inner = self.inner();
         let inner = &mut *inner;
         if inner.has_moved(node) {
