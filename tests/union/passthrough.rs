@@ -1,10 +1,12 @@
 //! `passthrough`: large files are read and written in the kernel, and seen as ever.
 
-use crate::stack::{Stack, System, fingerprint};
-use crate::support::{command, fsx, output, run};
+use crate::stack::{Stack, System, fingerprint, own_mounts};
+use crate::support::{command, fsx, output, run, wait_for};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::time::Duration;
 
 const LARGE_BYTES: usize = 32 << 20;
 
@@ -128,4 +130,59 @@ fn a_file_that_others_made_is_opened_as_any_other() {
         assert_eq!(fs::read_to_string(&below).expect("read"), "anew");
         stack.unmount();
     }
+}
+
+/// Lets a file system go on, and takes it away.
+struct Thaw(PathBuf);
+
+impl Drop for Thaw {
+    fn drop(&mut self) {
+        let _ = output(command(["fsfreeze", "-u"]).arg(&self.0));
+        let _ = output(command(["umount", "-l"]).arg(&self.0));
+    }
+}
+
+/// How many threads of a process are in a sleep that nothing interrupts.
+fn waiting(pid: &str) -> usize {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the serving process");
+    let state = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+    threads.flatten().map(state).filter(|stat| stat.rsplit_once(") ").is_some_and(|(_, after)| after.starts_with('D'))).count()
+}
+
+/// Requests of one processor come by one ring: while some wait for the disk, others are answered all the same.
+#[test]
+fn others_are_answered_while_copies_wait_for_the_disk() {
+    const WRITERS: usize = 4;
+    let on_first = |shell: String| command(["timeout", "60", "taskset", "-c", "0", "sh", "-c", &shell]);
+    own_mounts();
+    let stack = Stack::new(System::Ours);
+    let image = stack.path("image");
+    File::create(&image).and_then(|f| f.set_len(64 << 20)).expect("an image");
+    run(command(["mkfs.ext4", "-q"]).arg(&image));
+    run(command(["mount", "-o", "loop"]).args([&image, &stack.upper()]));
+    let thaw = Thaw(stack.upper());
+    for n in 0..WRITERS {
+        fs::write(stack.lower().join(format!("small{n}")), "below").expect("write below");
+    }
+    fs::write(stack.lower().join("other"), "another").expect("write below");
+    stack.mount_with(",passthrough,udba=none,io_uring");
+    let mnt = stack.mnt().display().to_string();
+    let server = stack.says("pid");
+    run(command(["fsfreeze", "-f"]).arg(stack.upper()));
+    let append = |n| on_first(format!("echo and more >> {mnt}/small{n}")).spawn().expect("start");
+    let mut writers: Vec<_> = (0..WRITERS).map(append).collect();
+    wait_for("the copies wait for the disk", Duration::from_secs(20), || (waiting(&server) == WRITERS).then_some(()));
+    let said = stack.path("said");
+    let mut others = on_first(format!("ls {mnt}/small* | wc -l; cat {mnt}/other"));
+    let mut others = others.stdout(File::create(&said).expect("a file")).spawn().expect("start");
+    wait_for("others are answered", Duration::from_secs(20), || others.try_wait().expect("wait"));
+    assert_eq!(fs::read_to_string(&said).expect("read"), format!("{WRITERS}\nanother"));
+    assert!(writers.iter_mut().all(|w| w.try_wait().expect("wait").is_none()), "they wait for the disk");
+    run(command(["fsfreeze", "-u"]).arg(stack.upper()));
+    assert!(writers.iter_mut().all(|w| w.wait().expect("wait").success()));
+    for n in 0..WRITERS {
+        assert_eq!(fs::read_to_string(stack.upper().join(format!("small{n}"))).expect("read above"), "belowand more\n");
+    }
+    stack.unmount();
+    drop(thaw);
 }

@@ -395,6 +395,16 @@ impl Union {
         f(&top.slot, At::Open(&top.dir))
     }
 
+    /// Whether an object lies where it can be changed, so that no copy has to come first.
+    #[must_use]
+    pub fn is_writable(&self, ino: u64) -> bool {
+        let writable = |node: &Node| match node.dir() {
+            Ok(dir) => dir.layers.first().is_some_and(|top| top.slot.writable()),
+            Err(_) => node.file().is_ok_and(|file| file.slot.writable()),
+        };
+        self.table.find(ino).is_some_and(|node| writable(&node))
+    }
+
     /// stat(2).
     ///
     /// # Errors

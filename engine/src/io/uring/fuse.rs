@@ -1,8 +1,9 @@
 //! FUSE over io_uring (Linux 6.14): one request is fetched, and the last one answered, by one system call.
 //!
 //! The kernel has a queue for each possible processor and hands a request to the queue of the processor that the application runs on. A queue
-//! has entries; an entry has a place for one request and its answer. Here an entry has a ring and a thread of its own: it works on one request
-//! at a time, and a queue takes up as many at once as it has entries.
+//! has entries; an entry has a place for one request and its answer, and a queue takes up as many requests at once as it has entries. A ring
+//! serves some of a queue's entries, or all, and belongs to one thread: the kernel lays a request down only while that thread waits for one. A
+//! request that takes long may be worked on by another thread; its answer goes by the ring's again.
 //!
 //! Numbers and layouts: the kernel's `include/uapi/linux/fuse.h`.
 
@@ -11,9 +12,10 @@
 use super::super::AlignedBuf;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::ioctl;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// `FUSE_IO_URING_CMD_REGISTER`: gives an entry to the kernel and fetches its first request.
 const REGISTER: u32 = 1;
@@ -69,32 +71,127 @@ pub struct FuseRequest<'a> {
     pub len: usize,
 }
 
-/// An entry that is not registered yet.
+/// RELEASE and RELEASEDIR: what nobody waits for.
+const UNAWAITED: [u32; 2] = [18, 29];
+/// What a completion says that is no entry's.
+const BACK: u64 = u64::MAX;
+/// The connection, among the files that a ring knows.
+const DEVICE: types::Fixed = types::Fixed(0);
+
+/// A place for one request and its answer, while it is with us.
+#[derive(Debug)]
 pub struct FuseEntry {
-    // Before what it points to.
-    ring: IoUring<squeue::Entry128>,
-    device: Arc<OwnedFd>,
-    queue: u16,
+    id: usize,
     header: Box<Header>,
     payload: AlignedBuf,
 }
 
-impl std::fmt::Debug for FuseEntry {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FuseEntry").field("queue", &self.queue).finish_non_exhaustive()
+impl FuseEntry {
+    fn new(id: usize, payload_bytes: usize) -> Self {
+        let header = Box::new(Header { in_out: [0; 128], op: [0; 128], entry: [0; 32] });
+        Self { id, header, payload: AlignedBuf::zeroed(payload_bytes) }
+    }
+
+    /// `fuse_in_header`.
+    #[must_use]
+    pub fn header(&self) -> &[u8; 40] {
+        self.header.in_out.first_chunk().expect("forty bytes of more")
+    }
+
+    /// The operation's own part.
+    #[must_use]
+    pub fn op(&self) -> &[u8; 128] {
+        &self.header.op
+    }
+
+    /// Whether somebody waits for the answer.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        !UNAWAITED.contains(&u32::from_ne_bytes(self.header()[4..8].try_into().expect("four bytes")))
+    }
+
+    /// Puts an answer in the request's place. `answer` gives an error number (0: none) and the bytes of the payload that are the answer.
+    pub fn answer(&mut self, answer: impl FnOnce(FuseRequest<'_>) -> (i32, usize)) {
+        let Header { in_out, op, entry } = &mut *self.header;
+        let len = u32::from_ne_bytes(entry[16..20].try_into().expect("four bytes")) as usize;
+        let unique: [u8; 8] = in_out[8..16].try_into().expect("eight bytes");
+        let room = self.payload.as_mut_slice();
+        let len = len.min(room.len());
+        let header = in_out.first_chunk().expect("forty bytes of more");
+        let (error, bytes) = answer(FuseRequest { header, op, payload: room, len });
+        let bytes = u32::try_from(bytes).expect("a payload");
+        // `fuse_out_header`, and the bytes once more.
+        in_out[..4].copy_from_slice(&(16 + bytes).to_ne_bytes());
+        in_out[4..8].copy_from_slice(&(-error).to_ne_bytes());
+        in_out[8..16].copy_from_slice(&unique);
+        entry[16..20].copy_from_slice(&bytes.to_ne_bytes());
+    }
+
+    fn commit_id(&self) -> u64 {
+        u64::from_ne_bytes(self.header.entry[8..16].try_into().expect("eight bytes"))
+    }
+
+    fn segments(&mut self) -> [Segment; 2] {
+        let header = std::ptr::from_mut(&mut *self.header).cast();
+        let payload = Segment { base: self.payload.as_mut_slice().as_mut_ptr(), len: self.payload.len() };
+        [Segment { base: header, len: size_of::<Header>() }, payload]
     }
 }
 
-impl FuseEntry {
-    /// An entry of `queue`, which has to be served by the thread that makes it. `payload_bytes`: at least what was negotiated, and whole pages.
+/// Where other threads give entries back that they have answered.
+#[derive(Debug)]
+pub struct FuseReturns {
+    answered: Mutex<Vec<FuseEntry>>,
+    /// Counts, and wakes the ring's thread.
+    event: OwnedFd,
+}
+
+impl FuseReturns {
+    /// Has an answer sent.
+    pub fn give(&self, entry: FuseEntry) {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+        if let Err(e) = rustix::io::write(&self.event, &1_u64.to_ne_bytes()) {
+            tracing::error!(%e, "a FUSE ring's thread cannot be woken");
+        }
+    }
+}
+
+/// A ring for entries of a queue.
+pub struct FuseRing {
+    // Before what it points to.
+    ring: IoUring<squeue::Entry128>,
+    queue: u16,
+    /// By number; `None` while another thread has it.
+    entries: Vec<Option<FuseEntry>>,
+    returns: Arc<FuseReturns>,
+    /// Where `returns` counts to, while it is listened to.
+    count: Box<[u8; 8]>,
+    listens: bool,
+}
+
+impl std::fmt::Debug for FuseRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FuseRing").field("queue", &self.queue).field("entries", &self.entries.len()).finish_non_exhaustive()
+    }
+}
+
+impl FuseRing {
+    /// A ring for `entries` entries of `queue`, which has to be served by the thread that makes it. `payload_bytes`: at least what was
+    /// negotiated, and whole pages.
     ///
     /// # Errors
     /// What io_uring_setup(2) says: `EPERM` where it is forbidden, `EINVAL` where 128-byte submissions are unknown.
-    pub fn new(device: Arc<OwnedFd>, queue: u16, payload_bytes: usize) -> io::Result<Self> {
-        let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(2);
-        let ring = ring.or_else(|_| IoUring::builder().build(2))?;
-        let header = Box::new(Header { in_out: [0; 128], op: [0; 128], entry: [0; 32] });
-        Ok(Self { ring, device, queue, header, payload: AlignedBuf::zeroed(payload_bytes) })
+    pub fn new(device: &OwnedFd, queue: u16, entries: usize, payload_bytes: usize) -> io::Result<Self> {
+        // Each entry once, and the count.
+        let size = u32::try_from(entries + 1).map_err(io::Error::other)?.next_power_of_two();
+        let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(size);
+        let ring = ring.or_else(|_| IoUring::builder().build(size))?;
+        ring.submitter().register_files(&[device.as_raw_fd()])?;
+        // To be waited for by the ring, so not EFD_NONBLOCK.
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        let returns = Arc::new(FuseReturns { answered: Mutex::default(), event });
+        let entries = (0..entries).map(|id| Some(FuseEntry::new(id, payload_bytes))).collect();
+        Ok(Self { ring, queue, entries, returns, count: Box::new([0; 8]), listens: false })
     }
 
     /// Whether such a ring can be made here.
@@ -105,67 +202,118 @@ impl FuseEntry {
         IoUring::<squeue::Entry128>::builder().build(2).map(drop)
     }
 
-    fn command(&self, command: u32, commit: u64, segments: Option<&[Segment; 2]>) -> squeue::Entry128 {
+    /// Where other threads give entries back.
+    #[must_use]
+    pub fn returns(&self) -> Arc<FuseReturns> {
+        Arc::clone(&self.returns)
+    }
+
+    /// Registers an entry, then answers requests until the connection ends. With the first request the others are registered too.
+    ///
+    /// `take` gets each request, and the number of those that came with it and are to be looked at still. It gives the entry back, answered;
+    /// or `None`, when another thread will ([`FuseReturns::give`]).
+    ///
+    /// # Errors
+    /// What registration said: `EAGAIN` before the connection's INIT is answered, after which it may be tried again. After any other the kernel
+    /// serves the connection by reads of the device.
+    pub fn serve(&mut self, mut take: impl FnMut(FuseEntry, usize) -> Option<FuseEntry>) -> io::Result<()> {
+        let mut segments: Vec<[Segment; 2]> = self.entries.iter_mut().flatten().map(FuseEntry::segments).collect();
+        let mut waiting = segments.drain(..);
+        // What REGISTER points to lives until it is submitted.
+        let first = waiting.next().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.push(self.command(0, REGISTER, 0, Some(&first)))?;
+        let mut registered = false;
+        let mut turn = VecDeque::with_capacity(self.entries.len() + 1);
+        loop {
+            self.wait(&mut turn)?;
+            while let Some((id, result)) = turn.pop_front() {
+                if id == BACK {
+                    self.listens = false;
+                    let answered = std::mem::take(&mut *self.returns.answered.lock().unwrap_or_else(PoisonError::into_inner));
+                    answered.into_iter().try_for_each(|entry| self.commit(entry))?;
+                    if self.entries.iter().any(Option::is_none) {
+                        self.listen()?;
+                    }
+                    continue;
+                }
+                if result < 0 {
+                    // ENOTCONN and its like at the end of the connection.
+                    return if registered { Ok(()) } else { Err(io::Error::from_raw_os_error(-result)) };
+                }
+                if !registered {
+                    registered = true;
+                    for (segments, id) in waiting.by_ref().zip(1..) {
+                        self.push(self.command(id, REGISTER, 0, Some(&segments)))?;
+                        self.submit()?;
+                    }
+                }
+                let id = usize::try_from(id).map_err(io::Error::other)?;
+                let entry = self.entries.get_mut(id).and_then(Option::take).ok_or_else(|| io::Error::other("an entry of nobody's"))?;
+                let awaited = entry.is_awaited();
+                match take(entry, turn.len()) {
+                    Some(entry) => self.commit(entry)?,
+                    None if self.listens => {}
+                    None => self.listen()?,
+                }
+                if awaited && !turn.is_empty() {
+                    self.submit()?;
+                }
+            }
+        }
+    }
+
+    /// Gives an answer, and the entry, to the kernel, with the next call.
+    fn commit(&mut self, entry: FuseEntry) -> io::Result<()> {
+        let command = self.command(entry.id, COMMIT_AND_FETCH, entry.commit_id(), None);
+        let id = entry.id;
+        self.entries[id] = Some(entry);
+        self.push(command)
+    }
+
+    /// Has the thread woken, with the next call, when an entry is given back.
+    fn listen(&mut self) -> io::Result<()> {
+        self.listens = true;
+        let read = opcode::Read::new(types::Fd(self.returns.event.as_raw_fd()), self.count.as_mut_ptr(), 8).build();
+        self.push(squeue::Entry128::from(read.user_data(BACK)))
+    }
+
+    fn push(&mut self, entry: squeue::Entry128) -> io::Result<()> {
+        // SAFETY: headers, payloads and the count lie in allocations of their own, which live as long as the ring or, while another thread has an
+        // entry, are not the kernel's; it touches them only within this thread's calls of `submit` and `submit_and_wait`, by the commands that it
+        // is given there. What REGISTER points to is read while it is submitted.
+        unsafe { self.ring.submission().push(&entry) }.map_err(|_| io::Error::other("the submission queue is full"))
+    }
+
+    fn submit(&self) -> io::Result<()> {
+        match self.ring.submit() {
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for something to come.
+    fn wait(&mut self, turn: &mut VecDeque<(u64, i32)>) -> io::Result<()> {
+        while turn.is_empty() {
+            match self.ring.submit_and_wait(1) {
+                Err(e) if e.kind() != io::ErrorKind::Interrupted => return Err(e),
+                _ => turn.extend(self.ring.completion().map(|done| (done.user_data(), done.result()))),
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&self, id: usize, command: u32, commit: u64, segments: Option<&[Segment; 2]>) -> squeue::Entry128 {
         let mut words = [0; 80];
         words[8..16].copy_from_slice(&commit.to_ne_bytes());
         words[16..18].copy_from_slice(&self.queue.to_ne_bytes());
-        let entry = opcode::UringCmd80::new(types::Fd(self.device.as_raw_fd()), command).cmd(words);
-        let Some(segments) = segments else { return entry.build() };
-        let entry = entry.addr(Some(segments.as_ptr().addr() as u64)).build();
+        let entry = opcode::UringCmd80::new(DEVICE, command).cmd(words);
+        let Some(segments) = segments else { return entry.build().user_data(id as u64) };
+        let entry = entry.addr(Some(segments.as_ptr().addr() as u64)).build().user_data(id as u64);
         // SAFETY: the type is `repr(C)`, 128 bytes, and any bytes are one; the crate has no setter for this field.
         let mut raw: [u8; 128] = unsafe { std::mem::transmute(entry) };
         raw[SQE_LEN_AT..SQE_LEN_AT + 4].copy_from_slice(&2_u32.to_ne_bytes());
         // SAFETY: as above.
         unsafe { std::mem::transmute(raw) }
-    }
-
-    /// Registers the entry and answers its requests until the connection ends. `answer` gives an error number (0: none) and the bytes of the
-    /// payload that are the answer.
-    ///
-    /// # Errors
-    /// What registration said: `EAGAIN` before the connection's INIT is answered, after which it may be tried again. After any other the kernel
-    /// serves the connection by reads of the device.
-    pub fn serve(&mut self, mut answer: impl FnMut(FuseRequest<'_>) -> (i32, usize)) -> io::Result<()> {
-        let header = std::ptr::from_mut(&mut *self.header).cast();
-        let payload = Segment { base: self.payload.as_mut_slice().as_mut_ptr(), len: self.payload.len() };
-        let segments = [Segment { base: header, len: size_of::<Header>() }, payload];
-        let mut next = self.command(REGISTER, 0, Some(&segments));
-        let mut registered = false;
-        loop {
-            // SAFETY: header and payload live as long as the ring, in boxes that do not move, and the kernel touches them only within this
-            // thread's calls of `submit_and_wait`, by the commands that it is given there; `segments` is read while REGISTER is submitted.
-            unsafe { self.ring.submission().push(&next) }.map_err(|_| io::Error::other("the submission queue is full"))?;
-            let done = loop {
-                match self.ring.submit_and_wait(1) {
-                    Ok(_) => {}
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) => return Err(e),
-                }
-                if let Some(done) = self.ring.completion().next() {
-                    break done.result();
-                }
-            };
-            if done < 0 {
-                // ENOTCONN and its like at the end of the connection.
-                return if registered { Ok(()) } else { Err(io::Error::from_raw_os_error(-done)) };
-            }
-            registered = true;
-            let Header { in_out, op, entry } = &mut *self.header;
-            let commit = u64::from_ne_bytes(entry[8..16].try_into().expect("eight bytes"));
-            let len = u32::from_ne_bytes(entry[16..20].try_into().expect("four bytes")) as usize;
-            let unique: [u8; 8] = in_out[8..16].try_into().expect("eight bytes");
-            let room = self.payload.as_mut_slice();
-            let len = len.min(room.len());
-            let header = in_out[..40].try_into().expect("forty bytes");
-            let (error, bytes) = answer(FuseRequest { header, op, payload: room, len });
-            let bytes = u32::try_from(bytes).expect("a payload");
-            // `fuse_out_header`, and the bytes once more.
-            in_out[..4].copy_from_slice(&(16 + bytes).to_ne_bytes());
-            in_out[4..8].copy_from_slice(&(-error).to_ne_bytes());
-            in_out[8..16].copy_from_slice(&unique);
-            entry[16..20].copy_from_slice(&bytes.to_ne_bytes());
-            next = self.command(COMMIT_AND_FETCH, commit, None);
-        }
     }
 }
 

@@ -15,9 +15,8 @@ mod opens;
 mod relief;
 mod serve;
 
-use super::ring::{Ring, Transport};
+use super::ring::{Plan, Ring, Transport};
 use crate::union::{BranchChange, Udba, Union, UnionError, Watcher};
-use brickraft_engine::io::uring::fuse::FuseRequest;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -101,7 +100,9 @@ impl UnionMount {
         config.n_threads = Some(if by_ring { 1 } else { options.threads.max(1) });
         config.clone_fd = true;
         let threads = options.threads.max(1);
-        let patient = options.passthrough && union.is_local();
+        // Files are opened, and nothing waits for a network.
+        let gathers = options.passthrough && union.is_local();
+        let plan = Plan { payload_bytes: handler::PAYLOAD_MAX as usize, threads, gathers };
         let edge = Arc::new(edge::Edge {
             union: union.clone(),
             kernel: Arc::default(),
@@ -119,9 +120,7 @@ impl UnionMount {
         let fs = handler::UnionFs(Arc::clone(&edge));
         let session = fuser::Session::from_fd(fs, device, fuser::SessionACL::All, config).and_then(fuser::Session::spawn);
         let session = session.inspect_err(detached)?;
-        let served = Arc::clone(&edge);
-        let serve = Arc::new(move |request: FuseRequest<'_>| served.serve(request));
-        let ring = by_ring.then(|| Ring::start(&raw, handler::PAYLOAD_MAX as usize, threads, patient, &serve)).transpose();
+        let ring = by_ring.then(|| Ring::start(&raw, plan, &edge)).transpose();
         let ring = ring.inspect_err(detached)?;
         attach::read_ahead(dir);
         let invalidator = Arc::new(Invalidator::new(session.notifier(), raw, edge.kernel.clone(), edge.opens.clone(), dir.to_owned()));

@@ -4,6 +4,7 @@
 use super::edge::{Backing, Edge};
 use crate::fop::{Attr, Errno};
 use crate::fuse::convert::node_kind;
+use crate::fuse::ring::{Length, Service};
 use crate::fuse::wire::{EntryOut, Head, Numbers, Out, names, opcode, set_attr};
 use crate::union::{Caller, Entry, Res};
 use brickraft_engine::io::uring::fuse::{FuseBacking, FuseRequest};
@@ -11,6 +12,8 @@ use fuser::{FileHandle, INodeNo};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What is written at once without waiting for room in the page cache, as a rule.
+const QUICK_WRITE_BYTES_MAX: u32 = 64 << 10;
 const FSYNC_FDATASYNC: u32 = 1;
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 
@@ -35,9 +38,8 @@ fn cut<const N: usize>(payload: &[u8]) -> Res<[&[u8]; N]> {
     names(payload).map(|(names, _)| names).ok_or(Errno::EINVAL)
 }
 
-impl Edge {
-    /// Serves one request: the error number, 0 for none, and the bytes of the answer, which lie at the payload's start.
-    pub(super) fn serve(&self, request: FuseRequest<'_>) -> (i32, usize) {
+impl Service for Edge {
+    fn serve(&self, request: FuseRequest<'_>) -> (i32, usize) {
         let FuseRequest { header, op, payload, len } = request;
         let head = Head::new(header);
         let call = Call { head, op: Numbers(op), ino: self.ino(head.node), seen: self.life.seen() };
@@ -47,6 +49,31 @@ impl Edge {
         }
     }
 
+    fn length(&self, header: &[u8; 40], op: &[u8; 128]) -> Length {
+        let (head, op) = (Head::new(header), Numbers(op));
+        let in_place = |short: bool| {
+            if short && self.union.is_writable(self.ino(head.node)) { Length::Change } else { Length::Long }
+        };
+        match head.opcode {
+            opcode::WRITE => in_place(op.u32(16) <= QUICK_WRITE_BYTES_MAX),
+            opcode::SETATTR => in_place(set_attr(op).0.size.is_none()),
+            opcode::SETXATTR | opcode::REMOVEXATTR => in_place(true),
+            opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::CREATE | opcode::UNLINK | opcode::RMDIR => Length::Change,
+            opcode::LINK
+            | opcode::RENAME
+            | opcode::RENAME2
+            | opcode::FALLOCATE
+            | opcode::COPY_FILE_RANGE
+            | opcode::FSYNC
+            | opcode::FSYNCDIR
+            | opcode::DESTROY => Length::Long,
+            // What reads, and what is not served.
+            _ => Length::Look,
+        }
+    }
+}
+
+impl Edge {
     fn answer(&self, call: &Call<'_>, payload: &mut [u8], len: usize) -> Res<usize> {
         match call.head.opcode {
             opcode::READ => {
