@@ -13,6 +13,7 @@ mod passthrough;
 mod posix;
 mod replicated;
 mod stack;
+mod unnamed;
 mod volatile;
 
 #[path = "../volume/lab.rs"]

@@ -1,6 +1,8 @@
 //! FUSE over io_uring: the threads that serve a connection's rings.
 
+use crate::fop::Errno;
 use brickraft_engine::io::uring::fuse::{FuseEntry, FuseRequest, FuseReturns, FuseRing, never_preempt};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,16 +14,14 @@ use std::time::{Duration, Instant};
 const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
 /// The kernel's `FUSE_OVER_IO_URING`, which fuser has no name for.
 pub(super) const CAPABILITY: u64 = 1 << 41;
-/// The kernel answers the first request on the device, INIT, before it takes entries.
-const INIT_WAIT: Duration = Duration::from_millis(1);
-/// How often an entry tries to get in.
-const INIT_ATTEMPTS_MAX: usize = 10_000;
 /// What a request takes that waits for nothing.
 const SHORT: Duration = Duration::from_micros(200);
 /// What takes longer has been held up, and whatever else changes something may be.
 const STALL: Duration = Duration::from_millis(20);
 /// Changes are left to helpers then, for this many times what it took.
 const CAREFUL: u32 = 20;
+/// What a request says that another thread tries again, where it may wait: EMFILE and ENFILE.
+const LACKING: [i32; 2] = [Errno::EMFILE.0, Errno::ENFILE.0];
 /// Entries of a queue besides those that helpers may be working on.
 const OWN_ENTRIES: usize = 4;
 
@@ -71,7 +71,8 @@ fn possible_cpus() -> usize {
 
 /// What answers requests.
 pub(super) trait Service: Send + Sync + 'static {
-    /// The error number, 0 for none, and the bytes of the answer, which lie at the payload's start.
+    /// The error number, 0 for none, and the bytes of the answer, which lie at the payload's start. With an error the payload is as it was, as far as
+    /// the request is in it.
     fn serve(&self, request: FuseRequest<'_>) -> (i32, usize);
 
     /// How long a request may take, by its head and its operation's own part.
@@ -131,13 +132,13 @@ impl Ring {
                     let _ = never_preempt();
                 }
                 let queue = u16::try_from(queue).expect("the kernel counts queues in 16 bits");
-                let mut ring = match FuseRing::new(&device, queue, entries, plan.payload_bytes) {
+                let ring = match FuseRing::new(&device, queue, entries, plan.payload_bytes) {
                     Ok(ring) => ring,
                     Err(e) => return drop(tell.send(Err(e))),
                 };
                 let _ = tell.send(Ok(()));
                 drop(tell);
-                if let Err(e) = registered(|| serve(&mut ring, &*service, helpers.as_ref())) {
+                if let Err(e) = serve(ring, &*service, helpers.as_ref()) {
                     tracing::warn!(%e, "the kernel takes no entry of a FUSE ring; requests come by the device");
                 }
             };
@@ -157,49 +158,51 @@ impl Ring {
     }
 }
 
-/// Tries until INIT is answered.
-fn registered(mut serve: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-    for _ in 1..INIT_ATTEMPTS_MAX {
-        match serve() {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(INIT_WAIT),
-            served => return served,
-        }
-    }
-    serve()
+thread_local! {
+    static GATHERS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a request may wait in this thread, for others to give something back: not in one that has all of a processor's to do.
+pub(super) fn may_wait() -> bool {
+    !GATHERS.get()
 }
 
 /// Answers a ring's requests, by itself or with helpers.
-fn serve<S: Service>(ring: &mut FuseRing, service: &S, helpers: Option<&Helpers>) -> io::Result<()> {
-    let answered = |mut entry: FuseEntry| {
-        entry.answer(|request| service.serve(request));
-        Some(entry)
+fn serve<S: Service>(ring: FuseRing, service: &S, helpers: Option<&Helpers>) -> io::Result<()> {
+    let Some(helpers) = helpers else {
+        return ring.serve(|mut entry, _| {
+            entry.answer(|request| Some(service.serve(request)));
+            Some(entry)
+        });
     };
-    let Some(helpers) = helpers else { return ring.serve(|entry, _| answered(entry)) };
+    GATHERS.set(true);
     let returns = ring.returns();
     // The last request took so long that others have come meanwhile, and wait for their turn: each of them may take as long.
     let mut waited = false;
     let mut careful_until = None;
-    ring.serve(|entry, more| {
-        if !entry.is_awaited() {
-            return answered(entry);
-        }
-        let started = Instant::now();
-        let short = match service.length(entry.header(), entry.op()) {
+    ring.serve(|mut entry, more| {
+        let (started, length) =
+            if entry.is_awaited() { (Some(Instant::now()), service.length(entry.header(), entry.op())) } else { (None, Length::Look) };
+        let careful = || careful_until.is_some_and(|until| started < Some(until));
+        let short = match length {
             Length::Look => true,
-            Length::Change => careful_until.is_none_or(|until| started > until),
+            Length::Change => !careful(),
             Length::Long => false,
         };
-        if !short || (waited && more > 0 && helpers.any_idle()) {
+        let gathered = waited && more > 0 && started.is_some() && helpers.any_idle();
+        let done = short && !gathered && entry.answer(|request| Some(service.serve(request)).filter(|(error, _)| !LACKING.contains(error)));
+        if !done {
             helpers.take(entry, &returns);
             return None;
         }
-        let entry = answered(entry);
-        let took = started.elapsed();
-        waited = took > SHORT;
-        if took > STALL {
-            careful_until = Some(started + took * CAREFUL);
+        if let Some(started) = started {
+            let took = started.elapsed();
+            waited = took > SHORT;
+            if length == Length::Change && took > STALL {
+                careful_until = Some(started + took * CAREFUL);
+            }
         }
-        entry
+        Some(entry)
     })
 }
 
@@ -226,7 +229,7 @@ impl Helpers {
             let run = move || {
                 crate::roam::bind(queue);
                 while let Some((mut entry, returns)) = Self::next(&shared) {
-                    entry.answer(|request| service.serve(request));
+                    entry.answer(|request| Some(service.serve(request)));
                     returns.give(entry);
                 }
             };

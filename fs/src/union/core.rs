@@ -51,6 +51,18 @@ impl OpenFile {
     }
 }
 
+/// What a request for an object will meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Somebody changes it just now, or not all of it was copied up: a request may have to wait.
+    Busy,
+    /// It stays as it is; it can be changed where it lies, or has to be copied up first.
+    Settled {
+        /// Where it lies.
+        writable: bool,
+    },
+}
+
 /// A union of branches. Called by several threads at once; calls may block.
 pub struct Union {
     pub(super) config: UnionConfig,
@@ -265,6 +277,14 @@ impl Union {
     }
 
     fn file_node(&self, parent: &Arc<Node>, name: &[u8], f: &FoundFile) -> Res<(Arc<Node>, Attr)> {
+        let node = self.node_of_file(f)?;
+        node.add_name(parent, name);
+        let attr = self.file_attr(node.ino, &f.stat);
+        Ok((node, attr))
+    }
+
+    /// The node of a file, whatever its name, if it has one.
+    pub(super) fn node_of_file(&self, f: &FoundFile) -> Res<Arc<Node>> {
         for number in [f.number, self.other_number(f.number, f.stat.id)] {
             let state = || FileState { slot: Arc::clone(&f.slot), id: f.stat.id, spot: f.spot.clone(), lazy: f.lazy.clone() };
             let node = self.table.get_or_insert(number, || Node::other(number, f.stat.kind, state()));
@@ -292,8 +312,7 @@ impl Union {
                     known.lazy.clone_from(&f.lazy);
                 }
             }
-            node.add_name(parent, name);
-            return Ok((node, self.file_attr(number, &f.stat)));
+            return Ok(node);
         }
         Err(Errno::ESTALE)
     }
@@ -395,14 +414,11 @@ impl Union {
         f(&top.slot, At::Open(&top.dir))
     }
 
-    /// Whether an object lies where it can be changed, so that no copy has to come first.
+    /// How an object stands, without waiting for anything.
     #[must_use]
-    pub fn is_writable(&self, ino: u64) -> bool {
-        let writable = |node: &Node| match node.dir() {
-            Ok(dir) => dir.layers.first().is_some_and(|top| top.slot.writable()),
-            Err(_) => node.file().is_ok_and(|file| file.slot.writable()),
-        };
-        self.table.find(ino).is_some_and(|node| writable(&node))
+    pub fn standing(&self, ino: u64) -> Standing {
+        let Some(node) = self.table.find(ino) else { return Standing::Settled { writable: false } };
+        node.standing().unwrap_or(Standing::Busy)
     }
 
     /// stat(2).

@@ -68,12 +68,47 @@ impl Union {
         self.make(parent, name, New { kind: FileKind::Symlink, mode: 0o777, rdev: 0, target, uid: caller.uid, gid: caller.gid }, 0)
     }
 
-    /// open(2) with `O_TMPFILE`.
+    /// open(2) with `O_TMPFILE`: a file without a name, to which [`Self::link`] may give one; counts one reference.
     ///
     /// # Errors
-    /// `EOPNOTSUPP`: not supported yet.
-    pub fn tmpfile(&self, _parent: u64, _mode: u32, _caller: &Caller) -> Res<Entry> {
-        Err(Errno::EOPNOTSUPP)
+    /// As `mknod`; `EOPNOTSUPP` where the branch has no such files.
+    pub fn tmpfile(&self, parent: u64, mode: u32, caller: &Caller) -> Res<Entry> {
+        let new = New { kind: FileKind::File, mode, rdev: 0, target: &[], uid: caller.uid, gid: caller.gid };
+        let parent = self.directory(parent)?;
+        let mut chosen = None;
+        for _ in 0..ATTEMPTS_MAX {
+            let dir = parent.dir()?;
+            if dir.dead {
+                return Err(Errno::ENOENT);
+            }
+            let slot = match chosen.take() {
+                Some(slot) => slot,
+                None => self.create_slot(&dir, None, None)?,
+            };
+            let Some(layer) = dir.layer(&slot) else {
+                drop(dir);
+                self.ensure_layer(&parent, &slot)?;
+                chosen = Some(slot);
+                continue;
+            };
+            let site = Site { slot: Arc::clone(&slot), dir: layer.dir.clone(), whiteout: None, over_dir: false };
+            drop(dir);
+            let inherited = self.inherit(&site, new, caller.umask)?;
+            let (branch, own) = (&slot.branch, slot.own()?);
+            let (mut stat, handle) = slot.make_unnamed(&own.work, &inherited.new)?.ok_or(Errno::EOPNOTSUPP)?;
+            if let Some(acl) = &inherited.acl {
+                branch.set_xattr(At::Open(&handle), XATTR_ACL, acl, 0)?;
+                stat = branch.stat(At::Open(&handle))?;
+            }
+            let (number, spot) = (self.numbers.of(&stat), Spot::Open(handle.clone()));
+            let found = FoundFile { name_slot: Arc::clone(&slot), slot: Arc::clone(&slot), spot, stat, number, lazy: None };
+            let node = self.node_of_file(&found)?;
+            lock(&self.files).put(node.ino, OpenFile::new(&slot, handle, true, None));
+            self.table.refer(&node);
+            let attr = self.file_attr(node.ino, &found.stat);
+            return Ok(Entry { ino: node.ino, generation: 0, attr });
+        }
+        Err(Errno::EBUSY)
     }
 
     fn make(&self, parent: u64, name: &[u8], new: New<'_>, umask: u32) -> Res<Entry> {
@@ -268,7 +303,7 @@ impl Union {
             slot = Arc::clone(&node.file()?.slot);
         }
         self.at_site(&parent, name, Some(&slot), |dir, site| {
-            let file = node.file_mut()?;
+            let mut file = node.file_mut()?;
             let branch = &site.slot.branch;
             if file.lazy.is_some() || self.numbers.of(&branch.stat(file.spot.at())?) != node.ino {
                 self.mark_impure(dir, &slot)?;
@@ -287,6 +322,10 @@ impl Union {
             let mut stat = branch.stat(file.spot.at())?;
             if let Some(lazy) = &file.lazy {
                 stat.blocks = lazy.blocks(&stat);
+            }
+            if matches!(file.spot, Spot::Open(_)) {
+                // It had no name.
+                file.spot = Spot::Name(site.dir.clone(), name.into());
             }
             self.gained_name(node.ino);
             drop(file);

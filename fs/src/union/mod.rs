@@ -41,7 +41,7 @@ mod tests;
 mod watch;
 mod whiteout;
 
-pub use self::core::Union;
+pub use self::core::{Standing, Union};
 pub use config::{
     Access, BRANCHES_MAX, BadValue, BranchConfig, BranchSource, CopyUpPolicy, CreatePolicy, Layout, LazyConfig, Perm, Udba, UnionConfig,
 };

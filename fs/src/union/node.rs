@@ -1,6 +1,7 @@
 //! What the front end holds references to: directories with their layers, and everything else with the place where it lies.
 
 use super::branch::{At, Handle, ObjectId};
+use super::core::Standing;
 use super::lazy::Lazy;
 use super::listing::Listing;
 use super::slot::Slot;
@@ -173,6 +174,21 @@ impl Node {
 
     pub(super) fn file_mut(&self) -> Res<RwLockWriteGuard<'_, FileState>> {
         Ok(self.file_lock()?.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How it stands; `None` where that would have to be waited for.
+    pub(super) fn standing(&self) -> Option<Standing> {
+        let writable = match &self.body {
+            Body::Dir(dir) => dir.try_read().ok()?.layers.first().is_some_and(|top| top.slot.writable()),
+            Body::File(file) => {
+                let file = file.try_read().ok()?;
+                if file.lazy.as_ref().is_some_and(|lazy| !lazy.is_done()) {
+                    return None;
+                }
+                file.slot.writable()
+            }
+        };
+        Some(Standing::Settled { writable })
     }
 
     /// The names that are known.

@@ -11,11 +11,13 @@
 
 use super::super::AlignedBuf;
 use io_uring::{IoUring, opcode, squeue, types};
+use rustix::event::{EventfdFlags, PollFlags};
 use rustix::ioctl;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// `FUSE_IO_URING_CMD_REGISTER`: gives an entry to the kernel and fetches its first request.
 const REGISTER: u32 = 1;
@@ -71,6 +73,10 @@ pub struct FuseRequest<'a> {
     pub len: usize,
 }
 
+/// The kernel answers the first request on the device, INIT, before it takes entries.
+const INIT_WAIT: Duration = Duration::from_millis(1);
+/// How often the entries of a ring together try to get in.
+const INIT_ATTEMPTS_MAX: usize = 10_000;
 /// RELEASE and RELEASEDIR: what nobody waits for.
 const UNAWAITED: [u32; 2] = [18, 29];
 /// What a completion says that is no entry's.
@@ -110,21 +116,23 @@ impl FuseEntry {
         !UNAWAITED.contains(&u32::from_ne_bytes(self.header()[4..8].try_into().expect("four bytes")))
     }
 
-    /// Puts an answer in the request's place. `answer` gives an error number (0: none) and the bytes of the payload that are the answer.
-    pub fn answer(&mut self, answer: impl FnOnce(FuseRequest<'_>) -> (i32, usize)) {
+    /// Puts an answer in the request's place. `answer` gives an error number (0: none) and the bytes of the payload that are the answer; or `None`
+    /// when it has none yet, and has left the request as it was. Says whether there is an answer.
+    pub fn answer(&mut self, answer: impl FnOnce(FuseRequest<'_>) -> Option<(i32, usize)>) -> bool {
         let Header { in_out, op, entry } = &mut *self.header;
         let len = u32::from_ne_bytes(entry[16..20].try_into().expect("four bytes")) as usize;
         let unique: [u8; 8] = in_out[8..16].try_into().expect("eight bytes");
         let room = self.payload.as_mut_slice();
         let len = len.min(room.len());
         let header = in_out.first_chunk().expect("forty bytes of more");
-        let (error, bytes) = answer(FuseRequest { header, op, payload: room, len });
+        let Some((error, bytes)) = answer(FuseRequest { header, op, payload: room, len }) else { return false };
         let bytes = u32::try_from(bytes).expect("a payload");
         // `fuse_out_header`, and the bytes once more.
         in_out[..4].copy_from_slice(&(16 + bytes).to_ne_bytes());
         in_out[4..8].copy_from_slice(&(-error).to_ne_bytes());
         in_out[8..16].copy_from_slice(&unique);
         entry[16..20].copy_from_slice(&bytes.to_ne_bytes());
+        true
     }
 
     fn commit_id(&self) -> u64 {
@@ -147,12 +155,31 @@ pub struct FuseReturns {
 }
 
 impl FuseReturns {
+    /// Takes what is there.
+    fn take(&self) -> Vec<FuseEntry> {
+        // Before the entries: whoever gives one afterwards wakes anew. Where nothing was counted there may be entries all the same.
+        let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
+        std::mem::take(&mut *self.answered.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Has an answer sent.
     pub fn give(&self, entry: FuseEntry) {
         self.answered.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
         if let Err(e) = rustix::io::write(&self.event, &1_u64.to_ne_bytes()) {
             tracing::error!(%e, "a FUSE ring's thread cannot be woken");
         }
+    }
+}
+
+/// What io_uring_enter(2) says of a moment is no error: whatever was not submitted is with the next call.
+fn passing(entered: io::Result<usize>) -> io::Result<()> {
+    match entered {
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy) => {
+            std::thread::sleep(INIT_WAIT);
+            Ok(())
+        }
+        entered => entered.map(drop),
     }
 }
 
@@ -164,8 +191,6 @@ pub struct FuseRing {
     /// By number; `None` while another thread has it.
     entries: Vec<Option<FuseEntry>>,
     returns: Arc<FuseReturns>,
-    /// Where `returns` counts to, while it is listened to.
-    count: Box<[u8; 8]>,
     listens: bool,
 }
 
@@ -187,11 +212,10 @@ impl FuseRing {
         let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(size);
         let ring = ring.or_else(|_| IoUring::builder().build(size))?;
         ring.submitter().register_files(&[device.as_raw_fd()])?;
-        // To be waited for by the ring, so not EFD_NONBLOCK.
-        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let returns = Arc::new(FuseReturns { answered: Mutex::default(), event });
         let entries = (0..entries).map(|id| Some(FuseEntry::new(id, payload_bytes))).collect();
-        Ok(Self { ring, queue, entries, returns, count: Box::new([0; 8]), listens: false })
+        Ok(Self { ring, queue, entries, returns, listens: false })
     }
 
     /// Whether such a ring can be made here.
@@ -208,46 +232,57 @@ impl FuseRing {
         Arc::clone(&self.returns)
     }
 
-    /// Registers an entry, then answers requests until the connection ends. With the first request the others are registered too.
+    /// Registers the entries, when the connection is ready, and answers requests until it ends. Once.
     ///
     /// `take` gets each request, and the number of those that came with it and are to be looked at still. It gives the entry back, answered;
     /// or `None`, when another thread will ([`FuseReturns::give`]).
     ///
     /// # Errors
-    /// What registration said: `EAGAIN` before the connection's INIT is answered, after which it may be tried again. After any other the kernel
-    /// serves the connection by reads of the device.
-    pub fn serve(&mut self, mut take: impl FnMut(FuseEntry, usize) -> Option<FuseEntry>) -> io::Result<()> {
-        let mut segments: Vec<[Segment; 2]> = self.entries.iter_mut().flatten().map(FuseEntry::segments).collect();
-        let mut waiting = segments.drain(..);
-        // What REGISTER points to lives until it is submitted.
-        let first = waiting.next().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        self.push(self.command(0, REGISTER, 0, Some(&first)))?;
-        let mut registered = false;
-        let mut turn = VecDeque::with_capacity(self.entries.len() + 1);
+    /// What registration said, when the kernel takes none of them: it serves the connection by reads of the device then.
+    pub fn serve(mut self, mut take: impl FnMut(FuseEntry, usize) -> Option<FuseEntry>) -> io::Result<()> {
+        let segments: Vec<[Segment; 2]> = self.entries.iter_mut().flatten().map(FuseEntry::segments).collect();
+        for (id, segments) in segments.iter().enumerate() {
+            self.push(self.command(id, REGISTER, 0, Some(segments)))?;
+        }
+        let mut left = segments.len();
+        let mut attempts = INIT_ATTEMPTS_MAX;
+        // Those that a request has come by.
+        let mut used = vec![false; left];
+        let mut turn = VecDeque::with_capacity(left + 1);
         loop {
             self.wait(&mut turn)?;
             while let Some((id, result)) = turn.pop_front() {
                 if id == BACK {
                     self.listens = false;
-                    let answered = std::mem::take(&mut *self.returns.answered.lock().unwrap_or_else(PoisonError::into_inner));
-                    answered.into_iter().try_for_each(|entry| self.commit(entry))?;
+                    self.returns.take().into_iter().try_for_each(|entry| self.commit(entry))?;
                     if self.entries.iter().any(Option::is_none) {
                         self.listen()?;
                     }
-                    continue;
-                }
-                if result < 0 {
-                    // ENOTCONN and its like at the end of the connection.
-                    return if registered { Ok(()) } else { Err(io::Error::from_raw_os_error(-result)) };
-                }
-                if !registered {
-                    registered = true;
-                    for (segments, id) in waiting.by_ref().zip(1..) {
-                        self.push(self.command(id, REGISTER, 0, Some(&segments)))?;
+                    if !turn.is_empty() {
                         self.submit()?;
                     }
+                    continue;
                 }
                 let id = usize::try_from(id).map_err(io::Error::other)?;
+                if result < 0 {
+                    let error = io::Error::from_raw_os_error(-result);
+                    match error.kind() {
+                        _ if used[id] => return Ok(()),
+                        io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted if used.contains(&true) => return Ok(()),
+                        io::ErrorKind::WouldBlock if attempts > 0 => {
+                            attempts -= 1;
+                            std::thread::sleep(INIT_WAIT);
+                            self.push(self.command(id, REGISTER, 0, Some(&segments[id])))?;
+                        }
+                        _ if left == 1 => return Err(error),
+                        _ => {
+                            left -= 1;
+                            tracing::debug!(%error, "the kernel takes not all entries of a FUSE ring");
+                        }
+                    }
+                    continue;
+                }
+                used[id] = true;
                 let entry = self.entries.get_mut(id).and_then(Option::take).ok_or_else(|| io::Error::other("an entry of nobody's"))?;
                 let awaited = entry.is_awaited();
                 match take(entry, turn.len()) {
@@ -273,31 +308,26 @@ impl FuseRing {
     /// Has the thread woken, with the next call, when an entry is given back.
     fn listen(&mut self) -> io::Result<()> {
         self.listens = true;
-        let read = opcode::Read::new(types::Fd(self.returns.event.as_raw_fd()), self.count.as_mut_ptr(), 8).build();
-        self.push(squeue::Entry128::from(read.user_data(BACK)))
+        let poll = opcode::PollAdd::new(types::Fd(self.returns.event.as_raw_fd()), PollFlags::IN.bits().into()).build();
+        self.push(squeue::Entry128::from(poll.user_data(BACK)))
     }
 
     fn push(&mut self, entry: squeue::Entry128) -> io::Result<()> {
-        // SAFETY: headers, payloads and the count lie in allocations of their own, which live as long as the ring or, while another thread has an
-        // entry, are not the kernel's; it touches them only within this thread's calls of `submit` and `submit_and_wait`, by the commands that it
-        // is given there. What REGISTER points to is read while it is submitted.
+        // SAFETY: headers and payloads lie in allocations of their own, which live as long as the ring or, while another thread has an entry, are
+        // not the kernel's; it touches them only within this thread's calls of `submit` and `submit_and_wait`, by the commands that it is given
+        // there. What REGISTER points to lives as long as `serve`, which ends with the ring.
         unsafe { self.ring.submission().push(&entry) }.map_err(|_| io::Error::other("the submission queue is full"))
     }
 
     fn submit(&self) -> io::Result<()> {
-        match self.ring.submit() {
-            Err(e) if e.kind() != io::ErrorKind::Interrupted => Err(e),
-            _ => Ok(()),
-        }
+        passing(self.ring.submit())
     }
 
     /// Waits for something to come.
     fn wait(&mut self, turn: &mut VecDeque<(u64, i32)>) -> io::Result<()> {
         while turn.is_empty() {
-            match self.ring.submit_and_wait(1) {
-                Err(e) if e.kind() != io::ErrorKind::Interrupted => return Err(e),
-                _ => turn.extend(self.ring.completion().map(|done| (done.user_data(), done.result()))),
-            }
+            passing(self.ring.submit_and_wait(1))?;
+            turn.extend(self.ring.completion().map(|done| (done.user_data(), done.result())));
         }
         Ok(())
     }

@@ -122,6 +122,16 @@ impl Edge {
             Err(Errno::EEXIST) if flags & rustix::fs::OFlags::EXCL.bits() == 0 => return Err(Errno::ESTALE),
             made => made?,
         };
+        self.open_made(entry)
+    }
+
+    /// TMPFILE.
+    pub(super) fn tmpfile(&self, parent: u64, mode: u32, caller: &Caller) -> Res<(Entry, FileHandle, FopenFlags)> {
+        self.open_made(self.relief.patiently(|| self.union.tmpfile(parent, mode & 0o7777, caller))?)
+    }
+
+    /// Opens what was just made, as its answer does.
+    fn open_made(&self, entry: Entry) -> Res<(Entry, FileHandle, FopenFlags)> {
         let Some(opens) = self.opens() else { return Ok((entry, FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE)) };
         let opened = opens.open(self.node(entry.ino), true, &Looked::Unfit, |_| Err(io::ErrorKind::Unsupported.into()));
         let opened = opened.opened().ok_or(Errno::ESTALE)?;

@@ -3,6 +3,7 @@
 
 use super::cache::Invalidator;
 use crate::fop::Errno;
+use crate::fuse::ring::may_wait;
 use crate::union::Res;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,11 +40,11 @@ impl Relief {
         Ok(())
     }
 
-    /// Carries `f` out, again while descriptors are short.
+    /// Carries `f` out, again while descriptors are short, where this thread may wait.
     pub(super) fn patiently<T>(&self, mut f: impl FnMut() -> Res<T>) -> Res<T> {
         for _ in 0..ATTEMPTS_MAX {
             match f() {
-                Err(Errno::EMFILE | Errno::ENFILE) => {}
+                Err(Errno::EMFILE | Errno::ENFILE) if may_wait() => {}
                 done => return done,
             }
             match self.ask.try_send(()) {

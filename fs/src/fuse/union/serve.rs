@@ -6,7 +6,7 @@ use crate::fop::{Attr, Errno};
 use crate::fuse::convert::node_kind;
 use crate::fuse::ring::{Length, Service};
 use crate::fuse::wire::{EntryOut, Head, Numbers, Out, names, opcode, set_attr};
-use crate::union::{Caller, Entry, Res};
+use crate::union::{Caller, Entry, Res, Standing};
 use brickraft_engine::io::uring::fuse::{FuseBacking, FuseRequest};
 use fuser::{FileHandle, INodeNo};
 use std::sync::Arc;
@@ -51,15 +51,18 @@ impl Service for Edge {
 
     fn length(&self, header: &[u8; 40], op: &[u8; 128]) -> Length {
         let (head, op) = (Head::new(header), Numbers(op));
-        let in_place = |short: bool| {
-            if short && self.union.is_writable(self.ino(head.node)) { Length::Change } else { Length::Long }
-        };
+        let Standing::Settled { writable } = self.union.standing(self.ino(head.node)) else { return Length::Long };
+        let in_place = |short: bool| if short && writable { Length::Change } else { Length::Long };
         match head.opcode {
             opcode::WRITE => in_place(op.u32(16) <= QUICK_WRITE_BYTES_MAX),
             opcode::SETATTR => in_place(set_attr(op).0.size.is_none()),
             opcode::SETXATTR | opcode::REMOVEXATTR => in_place(true),
-            opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::CREATE | opcode::UNLINK | opcode::RMDIR => Length::Change,
-            opcode::LINK
+            opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::CREATE | opcode::TMPFILE | opcode::UNLINK => Length::Change,
+            // Of a directory as large as it is; copies, perhaps; to the disk.
+            opcode::READDIR
+            | opcode::READDIRPLUS
+            | opcode::RMDIR
+            | opcode::LINK
             | opcode::RENAME
             | opcode::RENAME2
             | opcode::FALLOCATE
@@ -87,7 +90,7 @@ impl Edge {
                 Ok(Out::new(payload).u32(call.op.u32(16)).u32(0).len())
             }
             opcode::READDIR | opcode::READDIRPLUS => self.list(call, payload),
-            opcode::LOOKUP | opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::LINK | opcode::CREATE => {
+            opcode::LOOKUP | opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::LINK | opcode::CREATE | opcode::TMPFILE => {
                 self.enter(call, payload, len)
             }
             opcode::UNLINK | opcode::RMDIR | opcode::RENAME | opcode::RENAME2 => self.leave(call, &payload[..len]).map(|()| 0),
@@ -201,9 +204,14 @@ impl Edge {
                 let [name] = cut(sent)?;
                 self.union.link(self.ino(op.u64(0)), ino, name)?
             }
-            _ => {
-                let [name] = cut(sent)?;
-                let (entry, handle, flags) = self.create(ino, name, op.u32(4), op.u32(0), &call.caller(op.u32(8)))?;
+            made => {
+                let (flags, mode, caller) = (op.u32(0), op.u32(4), call.caller(op.u32(8)));
+                let (entry, handle, flags) = if made == opcode::TMPFILE {
+                    self.tmpfile(ino, mode, &caller)?
+                } else {
+                    let [name] = cut(sent)?;
+                    self.create(ino, name, mode, flags, &caller)?
+                };
                 return Ok(Out::new(payload).entry(&self.entry_out(call, &entry)).u64(handle.0).u32(flags.bits()).u32(0).len());
             }
         };

@@ -72,6 +72,39 @@ fn what_is_unlinked_stays_usable_until_it_is_forgotten() {
 }
 
 #[test]
+fn a_file_without_a_name_gets_one_or_leaves_nothing() {
+    let d = dirs();
+    let union = d.union();
+    let dir = walk(&union, "d").unwrap();
+    let caller = Caller { uid: 5, gid: 6, pid: 1, umask: 0o022 };
+    let made = union.tmpfile(dir, 0o666, &caller).unwrap();
+    assert_eq!((made.attr.nlink, made.attr.mode, made.attr.uid, made.attr.gid, made.attr.size), (0, 0o644, 5, 6, 0));
+    union.write(made.ino, 0, b"without a name", false).unwrap();
+    assert_eq!(text(&union, made.ino), "without a name");
+    let names = || fs::read_dir(d.upper.join("d")).unwrap().count();
+    assert_eq!(names(), 0, "its directory is above, and nothing in it");
+    let root = union.link(made.ino, ROOT_INO, b"g");
+    assert_eq!(root.map(|e| e.ino), Err(Errno::EEXIST));
+    act(&union, &Op::Unlink("d/f".into())).unwrap();
+    for (path, dir, links) in [("d/f", dir, 1), ("linked", ROOT_INO, 2)] {
+        let name = path.rsplit('/').next().unwrap();
+        let linked = union.link(made.ino, dir, name.as_bytes()).unwrap();
+        assert_eq!((linked.ino, linked.attr.nlink), (made.ino, links));
+        assert_eq!(walk(&union, path), Ok(made.ino));
+        assert_eq!(fs::read_to_string(d.upper.join(path)).unwrap(), "without a name");
+    }
+    assert!(!d.upper.join("d/.wh.f").exists(), "the name is back");
+    act(&union, &Op::Unlink("d/f".into())).unwrap();
+    union.write(made.ino, 0, b"still", false).unwrap();
+    assert_eq!(fs::read_to_string(d.upper.join("linked")).unwrap(), "stillut a name");
+    let other = union.tmpfile(dir, 0o600, &caller).unwrap();
+    union.write(other.ino, 0, b"gone", false).unwrap();
+    assert!(union.forget(other.ino, 1));
+    assert_eq!(union.getattr(other.ino), Err(Errno::ESTALE));
+    assert_eq!(names(), 1, "a whiteout");
+}
+
+#[test]
 fn whiteouts_are_aufs_s() {
     let d = dirs();
     let union = d.union();
