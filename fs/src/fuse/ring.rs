@@ -20,8 +20,10 @@ const SHORT: Duration = Duration::from_micros(200);
 const STALL: Duration = Duration::from_millis(20);
 /// Changes are left to helpers then, for this many times what it took.
 const CAREFUL: u32 = 20;
-/// What a request says that another thread tries again, where it may wait: EMFILE and ENFILE.
-const LACKING: [i32; 2] = [Errno::EMFILE.0, Errno::ENFILE.0];
+/// What a request answers that may have to wait, in a thread that may not: no error of the kernel's.
+pub(super) const ELSEWHERE: Errno = Errno(i32::MAX);
+/// What a request says that another thread tries again, where it may wait.
+const LACKING: [i32; 3] = [ELSEWHERE.0, Errno::EMFILE.0, Errno::ENFILE.0];
 /// Entries of a queue besides those that helpers may be working on.
 const OWN_ENTRIES: usize = 4;
 

@@ -177,7 +177,7 @@ impl Union {
                 return Err(Errno::ESTALE);
             }
             let names = node.names();
-            let Some((parent, name)) = names.first() else { return self.copy_up_nameless(node, &slot, &spot, &stat, keep) };
+            let Some((parent, name)) = names.first() else { return self.copy_up_nameless(node, to, (&slot, &spot, &stat), keep) };
             self.refresh(parent)?;
             let target = match to {
                 Some(to) => Arc::clone(to),
@@ -273,12 +273,14 @@ impl Union {
         Ok(true)
     }
 
-    /// Of what was unlinked and is still referenced.
-    fn copy_up_nameless(&self, node: &Arc<Node>, slot: &Arc<Slot>, spot: &Spot, stat: &Stat, keep: u64) -> Res<()> {
+    /// Of what was unlinked and is still referenced, or has no name yet.
+    fn copy_up_nameless(&self, node: &Arc<Node>, to: Option<&Arc<Slot>>, source: (&Arc<Slot>, &Spot, &Stat), keep: u64) -> Res<()> {
+        let (slot, spot, stat) = source;
         let view = self.view();
-        let target = view.slots.iter().rfind(|s| s.rank() < slot.rank() && s.writable()).ok_or(Errno::EROFS)?;
+        let above = || view.slots.iter().rfind(|s| s.rank() < slot.rank() && s.writable());
+        let target = to.or_else(above).ok_or(Errno::EROFS)?;
         let how = self.how_to_copy(node, None, (slot, spot, stat), target, keep)?;
-        let copy = self.copy_to_work(slot, spot.at(), stat, target, &Wanted { keep, number: None, data: Some((node, &how)) })?;
+        let copy = self.copy_to_work(slot, spot.at(), stat, target, &Wanted { keep, number: Some(node.ino), data: Some((node, &how)) })?;
         let own = target.own()?;
         let how = if stat.kind == FileKind::File { Open::Write } else { Open::Path };
         let held = match &copy.waits {
@@ -302,7 +304,9 @@ impl Union {
         let new = New { kind: stat.kind, mode: stat.mode, rdev: stat.rdev, target: &link, uid: stat.uid, gid: stat.gid };
         let size = if stat.kind == FileKind::File { stat.size.min(wanted.keep) } else { 0 };
         let lazily = matches!(wanted.data, Some((_, How::Lazily(_))));
-        let unnamed = if size > 0 && !lazily { target.make_unnamed(&own.work, &new)? } else { None };
+        // Only what never had a name in its branch can get one after its copy has none.
+        let nameless = stat.kind == FileKind::File && stat.nlink == 0;
+        let unnamed = if (size > 0 || nameless) && !lazily { target.make_unnamed(&own.work, &new)? } else { None };
         let (waits, made) = match unnamed {
             Some((made, handle)) => (Waits::Unnamed(handle), made),
             None => {

@@ -414,11 +414,17 @@ impl Union {
         f(&top.slot, At::Open(&top.dir))
     }
 
-    /// How an object stands, without waiting for anything.
+    /// How an object stands, without waiting for anything; `renaming`: for a change of the names in it.
     #[must_use]
-    pub fn standing(&self, ino: u64) -> Standing {
+    pub fn standing(&self, ino: u64, renaming: bool) -> Standing {
         let Some(node) = self.table.find(ino) else { return Standing::Settled { writable: false } };
-        node.standing().unwrap_or(Standing::Busy)
+        node.standing(renaming).unwrap_or(Standing::Busy)
+    }
+
+    /// Whether there may be files of which not all was copied up.
+    #[must_use]
+    pub fn has_lazy_copies(&self) -> bool {
+        self.lazy.any()
     }
 
     /// stat(2).

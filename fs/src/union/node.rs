@@ -176,9 +176,11 @@ impl Node {
         Ok(self.file_lock()?.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How it stands; `None` where that would have to be waited for.
-    pub(super) fn standing(&self) -> Option<Standing> {
+    /// How it stands; `None` where that would have to be waited for, or a change of the names in it (`renaming`).
+    pub(super) fn standing(&self, renaming: bool) -> Option<Standing> {
+        let _stays = self.place.try_read().ok()?;
         let writable = match &self.body {
+            Body::Dir(dir) if renaming => dir.try_write().ok()?.layers.first().is_some_and(|top| top.slot.writable()),
             Body::Dir(dir) => dir.try_read().ok()?.layers.first().is_some_and(|top| top.slot.writable()),
             Body::File(file) => {
                 let file = file.try_read().ok()?;

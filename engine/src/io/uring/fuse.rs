@@ -249,7 +249,11 @@ impl FuseRing {
         // Those that a request has come by.
         let mut used = vec![false; left];
         let mut turn = VecDeque::with_capacity(left + 1);
+        let mut early = false;
         loop {
+            if std::mem::take(&mut early) {
+                std::thread::sleep(INIT_WAIT);
+            }
             self.wait(&mut turn)?;
             while let Some((id, result)) = turn.pop_front() {
                 if id == BACK {
@@ -268,16 +272,16 @@ impl FuseRing {
                     let error = io::Error::from_raw_os_error(-result);
                     match error.kind() {
                         _ if used[id] => return Ok(()),
-                        io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted if used.contains(&true) => return Ok(()),
+                        io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted => return Ok(()),
                         io::ErrorKind::WouldBlock if attempts > 0 => {
                             attempts -= 1;
-                            std::thread::sleep(INIT_WAIT);
+                            early = true;
                             self.push(self.command(id, REGISTER, 0, Some(&segments[id])))?;
                         }
                         _ if left == 1 => return Err(error),
                         _ => {
                             left -= 1;
-                            tracing::debug!(%error, "the kernel takes not all entries of a FUSE ring");
+                            tracing::warn!(%error, "the kernel takes not all entries of a FUSE ring; requests may come by the device");
                         }
                     }
                     continue;

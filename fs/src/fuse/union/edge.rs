@@ -6,7 +6,8 @@ use super::lifetime::Lifetimes;
 use super::opens::{Candidate, Looked, Opened, Opens, PASSED_BYTES_MIN};
 use super::relief::Relief;
 use crate::fop::{Attr, Errno, FileKind, SetAttr};
-use crate::union::{Caller, Entry, ROOT_INO, Res, Udba, Union};
+use crate::fuse::ring::{ELSEWHERE, may_wait};
+use crate::union::{Caller, Entry, ROOT_INO, Res, Standing, Udba, Union};
 use brickraft_engine::io::uring::fuse::FuseBacking;
 use fuser::{BackingId, FileHandle, FopenFlags};
 use std::io;
@@ -79,6 +80,7 @@ impl Edge {
         let small = if write { None } else { opens.open_small(node) };
         let answer = match small {
             Some(answer) => answer,
+            None if !may_wait() && self.union.standing(self.ino(node), false) == Standing::Busy => return Err(ELSEWHERE),
             None => opens.open(node, write, &self.look(self.ino(node))?, register),
         };
         answer.opened().ok_or(Errno::ESTALE)

@@ -1,5 +1,5 @@
-//! Requests that come over io_uring. What is not here is answered with ENOSYS, as fuser does: among it OPEN, OPENDIR and FLUSH, see the module's
-//! text.
+//! Requests that come over io_uring. What is not here is answered with ENOSYS, as fuser does: among it OPENDIR and FLUSH, and OPEN but with
+//! `passthrough`; see the module's text.
 
 use super::edge::{Backing, Edge};
 use crate::fop::{Attr, Errno};
@@ -51,13 +51,20 @@ impl Service for Edge {
 
     fn length(&self, header: &[u8; 40], op: &[u8; 128]) -> Length {
         let (head, op) = (Head::new(header), Numbers(op));
-        let Standing::Settled { writable } = self.union.standing(self.ino(head.node)) else { return Length::Long };
+        if head.opcode == opcode::OPEN {
+            // Mostly of a file that need not be looked at; `open` knows.
+            return Length::Look;
+        }
+        let names = matches!(head.opcode, opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::CREATE | opcode::UNLINK);
+        let Standing::Settled { writable } = self.union.standing(self.ino(head.node), names) else { return Length::Long };
         let in_place = |short: bool| if short && writable { Length::Change } else { Length::Long };
         match head.opcode {
             opcode::WRITE => in_place(op.u32(16) <= QUICK_WRITE_BYTES_MAX),
             opcode::SETATTR => in_place(set_attr(op).0.size.is_none()),
             opcode::SETXATTR | opcode::REMOVEXATTR => in_place(true),
-            opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::CREATE | opcode::TMPFILE | opcode::UNLINK => Length::Change,
+            opcode::UNLINK if self.union.has_lazy_copies() => Length::Long,
+            _ if names => Length::Change,
+            opcode::TMPFILE => Length::Change,
             // Of a directory as large as it is; copies, perhaps; to the disk.
             opcode::READDIR
             | opcode::READDIRPLUS

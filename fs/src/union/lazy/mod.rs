@@ -289,6 +289,11 @@ impl LazyFiles {
         lazy
     }
 
+    /// Whether there may be any.
+    pub(super) fn any(&self) -> bool {
+        !lock(&self.known).0.is_empty()
+    }
+
     fn live(&self) -> Vec<Arc<Lazy>> {
         lock(&self.known).0.values().filter_map(Weak::upgrade).collect()
     }

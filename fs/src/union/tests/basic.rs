@@ -105,6 +105,28 @@ fn a_file_without_a_name_gets_one_or_leaves_nothing() {
 }
 
 #[test]
+fn a_file_without_a_name_moves_up_and_is_named_there() {
+    for data in [&b""[..], b"written"] {
+        let d = dirs();
+        let top = d.upper.with_file_name("top");
+        fs::create_dir(&top).unwrap();
+        let union = d.union();
+        let dir = walk(&union, "d").unwrap();
+        let made = union.tmpfile(dir, 0o600, &Caller { uid: 0, gid: 0, pid: 1, umask: 0 }).unwrap();
+        union.write(made.ino, 0, data, false).unwrap();
+        let label = d.upper.display().to_string();
+        union.change(BranchChange::Prepend(dir_branch(&top, Perm::RW))).unwrap();
+        union.change(BranchChange::Modify { label, perm: Perm::RO }).unwrap();
+        assert_eq!(union.link(made.ino, dir, b"named").map(|e| e.ino), Ok(made.ino));
+        assert_eq!(walk(&union, "d/named"), Ok(made.ino));
+        union.write(made.ino, data.len() as u64, b" on", false).unwrap();
+        assert_eq!(fs::read(top.join("d/named")).unwrap(), [data, b" on"].concat());
+        act(&union, &Op::Unlink("d/named".into())).unwrap();
+        assert_eq!(text(&union, made.ino).as_bytes(), [data, b" on"].concat(), "still in use");
+    }
+}
+
+#[test]
 fn whiteouts_are_aufs_s() {
     let d = dirs();
     let union = d.union();
