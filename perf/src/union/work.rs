@@ -26,6 +26,7 @@ pub(crate) const WORKS: &[Work] = &[
     Work { name: "tar-cold", text: "tar, cold", target: Some(1.3), run: tar_cold },
     Work { name: "tar-warm", text: "tar, warm", target: None, run: tar_warm },
     Work { name: "grep", text: "grep -r, warm", target: Some(1.3), run: grep },
+    Work { name: "open-close", text: "open and close a small file, 100,000 times", target: None, run: open_close },
     Work { name: "read-cold", text: "read the large file, cold", target: None, run: read_cold },
     Work { name: "read-warm", text: "read the large file, warm", target: Some(1.3), run: read_warm },
     Work { name: "python", text: "start python3 with imports, warm, 10 times", target: Some(1.2), run: python },
@@ -86,6 +87,13 @@ fn tar_warm(at: &mut Place<'_>) -> Result<Option<f64>> {
 fn grep(at: &mut Place<'_>) -> Result<Option<f64>> {
     shell(&at.dir, GREP)?;
     timed(|| shell(&at.dir, GREP))
+}
+
+fn open_close(at: &mut Place<'_>) -> Result<Option<f64>> {
+    let path = at.dir.join(at.lower.small.first().context("a small file")?);
+    let all = || (0..100_000).try_for_each(|_| File::open(&path).map(drop)).with_context(|| format!("open {}", path.display()));
+    all()?;
+    timed(all)
 }
 
 fn read_large(at: &Place<'_>) -> Result<()> {

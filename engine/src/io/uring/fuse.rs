@@ -75,7 +75,7 @@ pub struct FuseRequest<'a> {
 
 /// The kernel answers the first request on the device, INIT, before it takes entries.
 const INIT_WAIT: Duration = Duration::from_millis(1);
-/// How often the entries of a ring together try to get in.
+/// How often the entries of a ring try to get in.
 const INIT_ATTEMPTS_MAX: usize = 10_000;
 /// RELEASE and RELEASEDIR: what nobody waits for.
 const UNAWAITED: [u32; 2] = [18, 29];
@@ -249,9 +249,11 @@ impl FuseRing {
         // Those that a request has come by.
         let mut used = vec![false; left];
         let mut turn = VecDeque::with_capacity(left + 1);
+        // Some came before INIT was answered.
         let mut early = false;
         loop {
             if std::mem::take(&mut early) {
+                attempts -= 1;
                 std::thread::sleep(INIT_WAIT);
             }
             self.wait(&mut turn)?;
@@ -274,7 +276,6 @@ impl FuseRing {
                         _ if used[id] => return Ok(()),
                         io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted => return Ok(()),
                         io::ErrorKind::WouldBlock if attempts > 0 => {
-                            attempts -= 1;
                             early = true;
                             self.push(self.command(id, REGISTER, 0, Some(&segments[id])))?;
                         }
