@@ -1,7 +1,7 @@
 //! `passthrough`: large files are read and written in the kernel, and seen as ever.
 
 use crate::stack::{Stack, System, fingerprint, own_mounts};
-use crate::support::{command, fsx, output, run, wait_for};
+use crate::support::{Unmount, command, fsx, output, run, wait_for};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -132,13 +132,12 @@ fn a_file_that_others_made_is_opened_as_any_other() {
     }
 }
 
-/// Lets a file system go on, and takes it away.
+/// Lets a file system go on.
 struct Thaw(PathBuf);
 
 impl Drop for Thaw {
     fn drop(&mut self) {
         let _ = output(command(["fsfreeze", "-u"]).arg(&self.0));
-        let _ = output(command(["umount", "-l"]).arg(&self.0));
     }
 }
 
@@ -166,7 +165,8 @@ fn others_are_answered(dir: &str, waiting_at_least: usize) {
     File::create(&image).and_then(|f| f.set_len(64 << 20)).expect("an image");
     run(command(["mkfs.ext4", "-q"]).arg(&image));
     run(command(["mount", "-o", "loop"]).args([&image, &stack.upper()]));
-    let thaw = Thaw(stack.upper());
+    let _unmount = Unmount(stack.upper());
+    let _thaw = Thaw(stack.upper());
     fs::create_dir_all(stack.lower().join(dir)).expect("mkdir");
     for n in 0..WRITERS {
         fs::write(stack.lower().join(dir).join(format!("small{n}")), "below").expect("write below");
@@ -195,5 +195,4 @@ fn others_are_answered(dir: &str, waiting_at_least: usize) {
         assert_eq!(fs::read_to_string(stack.upper().join(dir).join(format!("small{n}"))).expect("read above"), "belowand more\n");
     }
     stack.unmount();
-    drop(thaw);
 }

@@ -20,10 +20,8 @@ const SHORT: Duration = Duration::from_micros(200);
 const STALL: Duration = Duration::from_millis(20);
 /// Changes are left to helpers then, for this many times what it took.
 const CAREFUL: u32 = 20;
-/// What a request answers that may have to wait, in a thread that may not: no error of the kernel's.
+/// What a request answers that would have to wait, in a thread that may not ([`may_wait`]): another one tries again. No error of the kernel's.
 pub(super) const ELSEWHERE: Errno = Errno(i32::MAX);
-/// What a request says that another thread tries again, where it may wait.
-const LACKING: [i32; 3] = [ELSEWHERE.0, Errno::EMFILE.0, Errno::ENFILE.0];
 /// Entries of a queue besides those that helpers may be working on.
 const OWN_ENTRIES: usize = 4;
 
@@ -169,40 +167,40 @@ pub(super) fn may_wait() -> bool {
     !GATHERS.get()
 }
 
+fn answered<S: Service>(service: &S, mut entry: FuseEntry) -> FuseEntry {
+    entry.answer(|request| Some(service.serve(request)));
+    entry
+}
+
 /// Answers a ring's requests, by itself or with helpers.
 fn serve<S: Service>(ring: FuseRing, service: &S, helpers: Option<&Helpers>) -> io::Result<()> {
-    let Some(helpers) = helpers else {
-        return ring.serve(|mut entry, _| {
-            entry.answer(|request| Some(service.serve(request)));
-            Some(entry)
-        });
-    };
+    let Some(helpers) = helpers else { return ring.serve(|entry, _| Some(answered(service, entry))) };
     GATHERS.set(true);
     let returns = ring.returns();
     // The last request took so long that others have come meanwhile, and wait for their turn: each of them may take as long.
     let mut waited = false;
     let mut careful_until = None;
     ring.serve(|mut entry, more| {
-        let (started, length) =
-            if entry.is_awaited() { (Some(Instant::now()), service.length(entry.header(), entry.op())) } else { (None, Length::Look) };
-        let careful = || careful_until.is_some_and(|until| started < Some(until));
+        if !entry.is_awaited() {
+            return Some(answered(service, entry));
+        }
+        let started = Instant::now();
+        let length = service.length(entry.header(), entry.op());
         let short = match length {
             Length::Look => true,
-            Length::Change => !careful(),
+            Length::Change => careful_until.is_none_or(|until| started >= until),
             Length::Long => false,
         };
-        let gathered = waited && more > 0 && started.is_some() && helpers.any_idle();
-        let done = short && !gathered && entry.answer(|request| Some(service.serve(request)).filter(|(error, _)| !LACKING.contains(error)));
-        if !done {
+        let spread = waited && more > 0 && helpers.any_idle();
+        let here = |request: FuseRequest<'_>| Some(service.serve(request)).filter(|(error, _)| *error != ELSEWHERE.0);
+        if !short || spread || !entry.answer(here) {
             helpers.take(entry, &returns);
             return None;
         }
-        if let Some(started) = started {
-            let took = started.elapsed();
-            waited = took > SHORT;
-            if length == Length::Change && took > STALL {
-                careful_until = Some(started + took * CAREFUL);
-            }
+        let took = started.elapsed();
+        waited = took > SHORT;
+        if length == Length::Change && took > STALL {
+            careful_until = Some(started + took * CAREFUL);
         }
         Some(entry)
     })
@@ -230,9 +228,8 @@ impl Helpers {
             let (shared, service) = (Arc::clone(&helpers.0), Arc::clone(service));
             let run = move || {
                 crate::roam::bind(queue);
-                while let Some((mut entry, returns)) = Self::next(&shared) {
-                    entry.answer(|request| Some(service.serve(request)));
-                    returns.give(entry);
+                while let Some((entry, returns)) = Self::next(&shared) {
+                    returns.give(answered(&*service, entry));
                 }
             };
             threads.push(Builder::new().name(format!("fuse-help-{queue}")).spawn(run)?);

@@ -304,7 +304,7 @@ impl Union {
         let new = New { kind: stat.kind, mode: stat.mode, rdev: stat.rdev, target: &link, uid: stat.uid, gid: stat.gid };
         let size = if stat.kind == FileKind::File { stat.size.min(wanted.keep) } else { 0 };
         let lazily = matches!(wanted.data, Some((_, How::Lazily(_))));
-        // Only what never had a name in its branch can get one after its copy has none.
+        // O_TMPFILE's: link(2) takes no file that had a name and lost it.
         let nameless = stat.kind == FileKind::File && stat.nlink == 0;
         let unnamed = if (size > 0 || nameless) && !lazily { target.make_unnamed(&own.work, &new)? } else { None };
         let (waits, made) = match unnamed {

@@ -75,46 +75,27 @@ impl Union {
     pub fn tmpfile(&self, parent: u64, mode: u32, caller: &Caller) -> Res<Entry> {
         let new = New { kind: FileKind::File, mode, rdev: 0, target: &[], uid: caller.uid, gid: caller.gid };
         let parent = self.directory(parent)?;
-        let mut chosen = None;
-        for _ in 0..ATTEMPTS_MAX {
-            let dir = parent.dir()?;
-            if dir.dead {
-                return Err(Errno::ENOENT);
-            }
-            let slot = match chosen.take() {
-                Some(slot) => slot,
-                None => self.create_slot(&dir, None, None)?,
-            };
-            let Some(layer) = dir.layer(&slot) else {
-                drop(dir);
-                self.ensure_layer(&parent, &slot)?;
-                chosen = Some(slot);
-                continue;
-            };
-            let site = Site { slot: Arc::clone(&slot), dir: layer.dir.clone(), whiteout: None, over_dir: false };
-            drop(dir);
-            let inherited = self.inherit(&site, new, caller.umask)?;
-            let (branch, own) = (&slot.branch, slot.own()?);
+        self.at_site(&parent, None, None, |_, site| {
+            let inherited = self.inherit(site, new, caller.umask)?;
+            let (slot, branch, own) = (&site.slot, &site.slot.branch, site.slot.own()?);
             let (mut stat, handle) = slot.make_unnamed(&own.work, &inherited.new)?.ok_or(Errno::EOPNOTSUPP)?;
             if let Some(acl) = &inherited.acl {
                 branch.set_xattr(At::Open(&handle), XATTR_ACL, acl, 0)?;
                 stat = branch.stat(At::Open(&handle))?;
             }
             let (number, spot) = (self.numbers.of(&stat), Spot::Open(handle.clone()));
-            let found = FoundFile { name_slot: Arc::clone(&slot), slot: Arc::clone(&slot), spot, stat, number, lazy: None };
+            let found = FoundFile { name_slot: Arc::clone(slot), slot: Arc::clone(slot), spot, stat, number, lazy: None };
             let node = self.node_of_file(&found)?;
-            lock(&self.files).put(node.ino, OpenFile::new(&slot, handle, true, None));
+            lock(&self.files).put(node.ino, OpenFile::new(slot, handle, true, None));
             self.table.refer(&node);
-            let attr = self.file_attr(node.ino, &found.stat);
-            return Ok(Entry { ino: node.ino, generation: 0, attr });
-        }
-        Err(Errno::EBUSY)
+            Ok(Entry { ino: node.ino, generation: 0, attr: self.file_attr(node.ino, &found.stat) })
+        })
     }
 
     fn make(&self, parent: u64, name: &[u8], new: New<'_>, umask: u32) -> Res<Entry> {
         makeable(name)?;
         let parent = self.directory(parent)?;
-        self.at_site(&parent, name, None, |dir, site| {
+        self.at_site(&parent, Some(name), None, |dir, site| {
             let inherited = self.inherit(site, new, umask)?;
             let (stat, open) = self.make_at(site, name, &inherited)?;
             dir.changed();
@@ -128,18 +109,22 @@ impl Union {
         })
     }
 
-    /// Locks the parent and runs `f` with the place for a new name; `within`: only in that branch.
+    /// Locks the parent and runs `f` with the place for a new name, or for what has none yet; `within`: only in that branch.
     pub(super) fn at_site<T>(
         &self,
         parent: &Arc<Node>,
-        name: &[u8],
+        name: Option<&[u8]>,
         within: Option<&Arc<Slot>>,
         f: impl FnOnce(&mut DirState, &Site) -> Res<T>,
     ) -> Res<T> {
         let mut chosen: Option<Arc<Slot>> = within.cloned();
         for _ in 0..ATTEMPTS_MAX {
             let mut dir = parent.dir_mut()?;
-            let whiteout = self.free_name(&dir, name)?;
+            let whiteout = match name {
+                Some(name) => self.free_name(&dir, name)?,
+                None if dir.dead => return Err(Errno::ENOENT),
+                None => None,
+            };
             let slot = match chosen.take() {
                 // It was good a moment ago.
                 Some(slot) if whiteout.as_ref().is_none_or(|w| slot.rank() <= w.rank) => slot,
@@ -152,7 +137,10 @@ impl Union {
                 continue;
             };
             // The search ended at the whiteout; what it hides is still there.
-            let over_dir = whiteout.is_some() && self.shows_below(dir.below(slot.rank()), name)? == Some(FileKind::Dir);
+            let over_dir = match name.filter(|_| whiteout.is_some()) {
+                Some(name) => self.shows_below(dir.below(slot.rank()), name)? == Some(FileKind::Dir),
+                None => false,
+            };
             let here = whiteout.filter(|w| w.rank == slot.rank()).map(|w| w.in_place);
             let site = Site { slot: Arc::clone(&slot), dir: layer.dir.clone(), whiteout: here, over_dir };
             return f(&mut dir, &site);
@@ -302,7 +290,7 @@ impl Union {
             self.copy_up(&node, Some(&above), u64::MAX)?;
             slot = Arc::clone(&node.file()?.slot);
         }
-        self.at_site(&parent, name, Some(&slot), |dir, site| {
+        self.at_site(&parent, Some(name), Some(&slot), |dir, site| {
             let mut file = node.file_mut()?;
             let branch = &site.slot.branch;
             if file.lazy.is_some() || self.numbers.of(&branch.stat(file.spot.at())?) != node.ino {

@@ -180,8 +180,12 @@ impl Node {
     pub(super) fn standing(&self, renaming: bool) -> Option<Standing> {
         let _stays = self.place.try_read().ok()?;
         let writable = match &self.body {
-            Body::Dir(dir) if renaming => dir.try_write().ok()?.layers.first().is_some_and(|top| top.slot.writable()),
-            Body::Dir(dir) => dir.try_read().ok()?.layers.first().is_some_and(|top| top.slot.writable()),
+            Body::Dir(dir) => {
+                if renaming {
+                    drop(dir.try_write().ok()?);
+                }
+                dir.try_read().ok()?.layers.first().is_some_and(|top| top.slot.writable())
+            }
             Body::File(file) => {
                 let file = file.try_read().ok()?;
                 if file.lazy.as_ref().is_some_and(|lazy| !lazy.is_done()) {

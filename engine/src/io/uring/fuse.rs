@@ -73,8 +73,8 @@ pub struct FuseRequest<'a> {
     pub len: usize,
 }
 
-/// The kernel answers the first request on the device, INIT, before it takes entries.
-const INIT_WAIT: Duration = Duration::from_millis(1);
+/// Between two attempts at what the kernel does not take yet: entries before it has the answer to INIT, submissions when it is short of memory.
+const RETRY_WAIT: Duration = Duration::from_millis(1);
 /// How often the entries of a ring try to get in.
 const INIT_ATTEMPTS_MAX: usize = 10_000;
 /// RELEASE and RELEASEDIR: what nobody waits for.
@@ -176,7 +176,7 @@ fn passing(entered: io::Result<usize>) -> io::Result<()> {
     match entered {
         Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
         Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy) => {
-            std::thread::sleep(INIT_WAIT);
+            std::thread::sleep(RETRY_WAIT);
             Ok(())
         }
         entered => entered.map(drop),
@@ -207,7 +207,7 @@ impl FuseRing {
     /// # Errors
     /// What io_uring_setup(2) says: `EPERM` where it is forbidden, `EINVAL` where 128-byte submissions are unknown.
     pub fn new(device: &OwnedFd, queue: u16, entries: usize, payload_bytes: usize) -> io::Result<Self> {
-        // Each entry once, and the count.
+        // Each entry once, and the poll for those that come back.
         let size = u32::try_from(entries + 1).map_err(io::Error::other)?.next_power_of_two();
         let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(size);
         let ring = ring.or_else(|_| IoUring::builder().build(size))?;
@@ -254,7 +254,7 @@ impl FuseRing {
         loop {
             if std::mem::take(&mut early) {
                 attempts -= 1;
-                std::thread::sleep(INIT_WAIT);
+                std::thread::sleep(RETRY_WAIT);
             }
             self.wait(&mut turn)?;
             while let Some((id, result)) = turn.pop_front() {

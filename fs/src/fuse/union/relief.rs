@@ -3,7 +3,7 @@
 
 use super::cache::Invalidator;
 use crate::fop::Errno;
-use crate::fuse::ring::may_wait;
+use crate::fuse::ring::{ELSEWHERE, may_wait};
 use crate::union::Res;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,11 +40,12 @@ impl Relief {
         Ok(())
     }
 
-    /// Carries `f` out, again while descriptors are short, where this thread may wait.
+    /// Carries `f` out, again while descriptors are short; in a thread that may not wait, [`ELSEWHERE`].
     pub(super) fn patiently<T>(&self, mut f: impl FnMut() -> Res<T>) -> Res<T> {
         for _ in 0..ATTEMPTS_MAX {
             match f() {
-                Err(Errno::EMFILE | Errno::ENFILE) if may_wait() => {}
+                Err(Errno::EMFILE | Errno::ENFILE) if !may_wait() => return Err(ELSEWHERE),
+                Err(Errno::EMFILE | Errno::ENFILE) => {}
                 done => return done,
             }
             match self.ask.try_send(()) {

@@ -55,7 +55,8 @@ impl Service for Edge {
             // Mostly of a file that need not be looked at; `open` knows.
             return Length::Look;
         }
-        let names = matches!(head.opcode, opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::CREATE | opcode::UNLINK);
+        let names =
+            matches!(head.opcode, opcode::SYMLINK | opcode::MKNOD | opcode::MKDIR | opcode::CREATE | opcode::TMPFILE | opcode::UNLINK);
         let Standing::Settled { writable } = self.union.standing(self.ino(head.node), names) else { return Length::Long };
         let in_place = |short: bool| if short && writable { Length::Change } else { Length::Long };
         match head.opcode {
@@ -64,7 +65,6 @@ impl Service for Edge {
             opcode::SETXATTR | opcode::REMOVEXATTR => in_place(true),
             opcode::UNLINK if self.union.has_lazy_copies() => Length::Long,
             _ if names => Length::Change,
-            opcode::TMPFILE => Length::Change,
             // Of a directory as large as it is; copies, perhaps; to the disk.
             opcode::READDIR
             | opcode::READDIRPLUS
