@@ -1,5 +1,6 @@
 //! A server's member: the driver of `MemberCore`, and what the rest of the server asks of it.
 
+use super::disk::Backend;
 use super::net::{ConnId, End, Packet, Proc};
 use super::node::{Ask, Asker, Link, Told};
 use super::world::{Event, NODES, World, note};
@@ -7,9 +8,7 @@ use brickraft::node::{cluster, keeper};
 use brickraft_engine::kv::types::{Event as KvEvent, Keyspace, RangeRequest};
 use brickraft_engine::kv::{Store, WatchOutput, WatchRequest};
 use brickraft_engine::member::job::StoreJob;
-use brickraft_engine::member::{
-    MemberConfig, MemberCore, MemberError, MemberEvent, MemberOutput, MemberReply, MemberRequest, PeerMessage,
-};
+use brickraft_engine::member::{MemberConfig, MemberCore, MemberError, MemberEvent, MemberOutput, MemberReply, MemberRequest, PeerMessage};
 use brickraft_engine::types::Revision;
 use brickraft_engine::wal::WalConfig;
 use bytes::Bytes;
@@ -37,7 +36,8 @@ impl World {
         let member = &mut node.member;
         member.life = life;
         member.disk.set_manual(false);
-        let store = Store::with_backend(member.backend.clone(), 1 << 20).expect("the store opens after whatever happened");
+        let [tables, history] = member.backends.clone();
+        let store = Store::with_backend(tables, history, 1 << 20).expect("the store opens after whatever happened");
         let config = MemberConfig { id: node.id, ..config() };
         let core = MemberCore::open(config, member.start.clone(), member.disk.open(), Arc::new(store), now, seed);
         member.disk.set_manual(true);
@@ -60,7 +60,8 @@ impl World {
         let seed = self.rng.random();
         let member = &mut self.nodes[i].member;
         // The old store must not write to the disk that the next one will open.
-        member.backend = if power { member.backend.after_power_cut(&mut self.rng) } else { member.backend.taken_over() };
+        let next = |backend: &Backend| if power { backend.after_power_cut(&mut self.rng) } else { backend.taken_over() };
+        member.backends = member.backends.each_ref().map(next);
         member.core = None;
         if power {
             member.disk.power_cut(seed);
@@ -263,7 +264,8 @@ impl World {
             let range = RangeRequest { key: key.clone(), range_end: key.clone(), ..RangeRequest::default() };
             let (found, revision) = core.store().range(Keyspace::System, &range).expect("read the records");
             told = found.kvs.iter().map(|kv| (kv.key.clone(), Some(kv.value.clone()), kv.mod_revision.0)).collect();
-            let request = WatchRequest { key: key.clone(), range_end: key, start_revision: Revision(revision.0 + 1), ..WatchRequest::default() };
+            let request =
+                WatchRequest { key: key.clone(), range_end: key, start_revision: Revision(revision.0 + 1), ..WatchRequest::default() };
             member.watch = Some(core.watch_create(Keyspace::System, request));
         }
         if told.is_empty() && !anew {

@@ -90,7 +90,8 @@ pub enum Asker {
 
 pub struct MemberSide {
     pub disk: SimDisk,
-    pub backend: Backend,
+    /// The store's tables, and its history.
+    pub backends: [Backend; 2],
     pub start: Start,
     pub core: Option<MemberCore<SimIo>>,
     pub life: u64,
@@ -175,7 +176,7 @@ impl Node {
         });
         let member = MemberSide {
             disk: SimDisk::new(rng.random()),
-            backend: Backend::default(),
+            backends: Default::default(),
             start,
             core: None,
             life: 0,

@@ -131,7 +131,7 @@ pub(super) fn make_file(path: &Path, make: impl FnOnce(&Path) -> Result<(), Stor
     std::fs::File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
-const REJOIN: &str = "remove this member's data and let it join again (its peers have everything)";
+pub(super) const REJOIN: &str = "remove this member's data and let it join again (its peers have everything)";
 
 fn open_failed(path: &Path, cause: String, advice: &'static str) -> StoreError {
     StoreError::Open { path: path.to_owned(), cause, advice }

@@ -1,18 +1,17 @@
 //! The file as the last checkpoint left it, open for reading. It stays as it is while somebody holds it.
 
-use super::block;
-use super::codec::{Current, Logged, META, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, tables_of};
+use super::codec::{Current, Logged, META, META_HISTORY, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, tables_of};
 use super::current::{self, Found, Keys};
 use super::error::StoreError;
+use super::history::{Account, History};
 use super::known::Known;
 use super::overlay::KeyHash;
-use super::read::{Bounds, Numbers, Span};
+use super::read::{Numbers, Span};
 use super::runs::{OldVersion, OldVersions};
 use super::types::Keyspace;
 use bytes::Bytes;
 use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTable};
 use std::cmp::Ordering;
-use std::ops::Bound;
 use std::sync::Arc;
 
 pub(super) type ReadTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
@@ -24,6 +23,8 @@ pub(super) struct Base {
     pub plain: [ReadTable; PLAIN_TABLES.len()],
     /// What they were opened in. A new one, opened in the midst of a checkpoint, would show a part of that.
     pub txn: Arc<ReadTransaction>,
+    /// For as long as somebody holds `txn`, what its tables tell of stays there.
+    pub history: Arc<History>,
 }
 
 impl std::fmt::Debug for Base {
@@ -36,6 +37,8 @@ impl std::fmt::Debug for Base {
 pub(super) struct BaseKeyspace {
     current: ReadTable,
     log: ReadTable,
+    /// What `log` tells of.
+    history: Arc<History>,
     index: ReadTable,
     /// The last revision in them.
     pub revision: u64,
@@ -50,13 +53,18 @@ pub(super) fn read_state(meta: &impl ReadableTable<&'static [u8], &'static [u8]>
     Ok(Some((state, membership)))
 }
 
+/// What is where in the history files.
+pub(super) fn read_account(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Account, StoreError> {
+    meta.get(META_HISTORY)?.map_or(Ok(Account::default()), |account| Account::decode(account.value()))
+}
+
 pub(super) fn read_state_of(txn: &ReadTransaction) -> Result<(State, Option<Bytes>), StoreError> {
     read_state(&txn.open_table(META)?)?.ok_or_else(|| damaged("meta", "state", &[]))
 }
 
 impl Base {
     /// `known`: what is known of each key space's file.
-    pub(super) fn open(db: &Database, known: [Known; 2]) -> Result<Self, StoreError> {
+    pub(super) fn open(db: &Database, history: &Arc<History>, known: [Known; 2]) -> Result<Self, StoreError> {
         let txn = db.begin_read()?;
         let (state, _) = read_state_of(&txn)?;
         let keyspace = |keyspace: Keyspace, known| -> Result<BaseKeyspace, StoreError> {
@@ -65,6 +73,7 @@ impl Base {
             Ok(BaseKeyspace {
                 current: txn.open_table(current)?,
                 log: txn.open_table(log)?,
+                history: Arc::clone(history),
                 index: txn.open_table(index)?,
                 revision,
                 known,
@@ -77,36 +86,8 @@ impl Base {
             plain.push(txn.open_table(table)?);
         }
         let plain = plain.try_into().map_err(|_| damaged("meta", "count of tables", &[]))?;
-        Ok(Self { keyspaces, plain, txn: Arc::new(txn) })
+        Ok(Self { keyspaces, plain, txn: Arc::new(txn), history: Arc::clone(history) })
     }
-}
-
-pub(super) fn for_each_logged(
-    log: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    from: Rev,
-    to: Rev,
-    mut f: impl FnMut(Rev, &Logged<'_>) -> Result<bool, StoreError>,
-) -> Result<bool, StoreError> {
-    if from >= to {
-        return Ok(true);
-    }
-    let (from, to) = (from.key(), to.key());
-    // `from` lies in the block whose key is the last at or before it.
-    let first = log.range::<&[u8]>(..=&from[..])?.next_back().transpose()?.map_or_else(|| from.to_vec(), |(key, _)| key.value().to_vec());
-    let bounds: Bounds<'_> = (Bound::Included(&first), Bound::Excluded(&to));
-    for item in log.range::<&[u8]>(bounds)? {
-        let (_, block) = item?;
-        for record in block::records("log", block.value()) {
-            let (key, value) = record?;
-            if key >= &to[..] {
-                return Ok(true);
-            }
-            if key >= &from[..] && !f(Rev::from_key(key)?, &Logged::decode(value)?)? {
-                return Ok(false);
-            }
-        }
-    }
-    Ok(true)
 }
 
 impl BaseKeyspace {
@@ -132,16 +113,7 @@ impl BaseKeyspace {
 
     /// The change of exactly this revision; `None` when it has been collected.
     pub(super) fn logged<R>(&self, rev: Rev, f: impl FnOnce(&Logged<'_>) -> R) -> Result<Option<R>, StoreError> {
-        let wanted = rev.key();
-        let Some(item) = self.log.range::<&[u8]>(..=&wanted[..])?.next_back() else { return Ok(None) };
-        let (_, guard) = item?;
-        let mut rest = guard.value();
-        while let Some((key, value)) = block::next("log", &mut rest)? {
-            if key == wanted {
-                return Ok(Some(f(&Logged::decode(value)?)));
-            }
-        }
-        Ok(None)
+        self.history.logged(&self.log, rev, f)
     }
 
     /// Shows `f` the changes from `from` on, below `to`, until it returns false; then this returns false too.
@@ -151,7 +123,7 @@ impl BaseKeyspace {
         to: Rev,
         f: impl FnMut(Rev, &Logged<'_>) -> Result<bool, StoreError>,
     ) -> Result<bool, StoreError> {
-        for_each_logged(&self.log, from, to, f)
+        self.history.for_each(&self.log, from, to, f)
     }
 
     /// Walks the keys as of revision `at`. In reverse only when nothing in here is later than `at`.

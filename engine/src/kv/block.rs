@@ -7,18 +7,23 @@
 use super::codec::{Fields, damaged};
 use super::error::StoreError;
 
-/// A block of history or index is closed before it grows beyond this; a larger record stands alone. With its key it fits into four pages.
+/// A block of the index is closed before it grows beyond this; a larger record stands alone. With its key it fits into four pages.
 pub(super) const BLOCK_BYTES_MAX: usize = 15 * 1024;
 /// What a record takes besides key and value.
 pub(super) const RECORD_HEADER_LEN: usize = 8;
 
 /// Adds a record: lengths, key, value.
 pub(super) fn push(block: &mut Vec<u8>, key: &[u8], value: &[u8]) {
-    for part in [key, value] {
-        block.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_le_bytes());
+    begin(block, key, value.len());
+    block.extend_from_slice(value);
+}
+
+/// Adds a record but for its value, which the caller adds.
+pub(super) fn begin(block: &mut Vec<u8>, key: &[u8], value_len: usize) {
+    for len in [key.len(), value_len] {
+        block.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
     }
     block.extend_from_slice(key);
-    block.extend_from_slice(value);
 }
 
 /// Whether a block has room for a record.

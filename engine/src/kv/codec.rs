@@ -9,8 +9,11 @@ use redb::TableDefinition;
 /// Every table maps bytes to bytes, so that one loop dumps and one loop restores them all.
 pub(super) type Def = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-/// The version of tables and snapshot stream.
-pub(super) const FORMAT_VERSION: u32 = 3;
+/// The version of the tables. In version 3 all blocks of `log` stood in it, as some still may.
+pub(super) const FORMAT_VERSION: u32 = 4;
+const FORMAT_VERSION_MIN: u32 = 3;
+/// The version of the snapshot stream.
+pub(super) const STREAM_VERSION: u32 = 3;
 /// Values up to this length stand in `current` too, so that a range is one scan.
 pub(super) const INLINE_BYTES_MAX: usize = 128;
 
@@ -25,6 +28,8 @@ const SYSTEM: [Def; 3] = [TableDefinition::new("system.current"), TableDefinitio
 
 /// `meta` key of the [`State`] record.
 pub(super) const META_STATE: &[u8] = b"state";
+/// `meta` key of the [`super::history::Account`]; absent before the first block outside.
+pub(super) const META_HISTORY: &[u8] = b"history";
 /// `meta` key of the membership bytes.
 pub(super) const META_MEMBERSHIP: &[u8] = b"membership";
 
@@ -57,6 +62,8 @@ pub(super) const SNAPSHOT_TABLES: [(u8, Def, &str); 11] = [
 
 /// The place of the user's living keys in [`SNAPSHOT_TABLES`].
 pub(super) const USER_CURRENT_PLACE: usize = 4;
+/// The places of history there.
+pub(super) const LOG_PLACES: [usize; 2] = [5, 8];
 
 /// A main revision and the place of a change within it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,8 +174,13 @@ pub(super) struct Logged<'a> {
 }
 
 impl<'a> Logged<'a> {
+    /// Bytes that it takes, encoded.
+    pub(super) fn len(&self) -> usize {
+        1 + 3 * 8 + 12 + 4 + self.key.len() + self.value.len()
+    }
+
+    /// Adds it to what `out` holds.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        out.clear();
         out.push(u8::from(self.delete));
         out.extend_from_slice(&self.create.to_le_bytes());
         out.extend_from_slice(&self.version.to_le_bytes());
@@ -289,8 +301,9 @@ impl State {
         Revision(self.keyspaces[keyspace as usize].revision)
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = FORMAT_VERSION.to_le_bytes().to_vec();
+    /// `version`: that of the tables, or of the stream.
+    pub(super) fn encode(&self, version: u32) -> Vec<u8> {
+        let mut out = version.to_le_bytes().to_vec();
         for number in [self.applied.0, self.term.0, self.used_bytes] {
             out.extend_from_slice(&number.to_le_bytes());
         }
@@ -305,7 +318,7 @@ impl State {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         let mut f = Fields(bytes);
         match f.u32() {
-            Some(FORMAT_VERSION) => {}
+            Some(FORMAT_VERSION_MIN..=FORMAT_VERSION) => {}
             Some(other) => {
                 let what = format!("format version {other}, this program knows {FORMAT_VERSION}");
                 return Err(StoreError::Damaged { table: "meta", what });
@@ -354,12 +367,20 @@ mod tests {
         assert!(Current::decode(&out[..36]).is_err());
         let prev = Rev { main: 4, sub: 0 };
         let logged = Logged { delete: true, create: 1, version: 2, lease: 3, prev, key: b"key", value: b"" };
+        out.clear();
         logged.encode(&mut out);
+        assert_eq!(out.len(), logged.len());
         assert_eq!(Logged::decode(&out).unwrap(), logged);
         assert!(Logged::decode(&out[..43]).is_err());
-        assert_eq!(State::decode(&State::EMPTY.encode()).unwrap(), State::EMPTY);
-        assert_eq!(State::EMPTY.encode().len(), State::LEN);
-        assert!(State::decode(&State::EMPTY.encode()[1..]).is_err());
+        for version in [STREAM_VERSION, FORMAT_VERSION] {
+            let state = State::EMPTY.encode(version);
+            assert_eq!(State::decode(&state).unwrap(), State::EMPTY);
+            assert_eq!(state.len(), State::LEN);
+            assert!(State::decode(&state[1..]).is_err());
+        }
+        for version in [FORMAT_VERSION_MIN - 1, FORMAT_VERSION + 1] {
+            assert!(State::decode(&State::EMPTY.encode(version)).is_err());
+        }
     }
 
     #[test]
@@ -378,6 +399,7 @@ mod tests {
         assert!(chapter.contains(&format!("values up to {INLINE_BYTES_MAX} bytes")));
         assert!(chapter.contains(&format!("beyond {} bytes", crate::kv::block::BLOCK_BYTES_MAX)));
         assert!(chapter.contains(&format!("beyond {} bytes", crate::kv::current::BLOCK_BYTES_MAX)));
-        assert!(chapter.contains(&format!("magic `brkrsnap`, version u32 = {FORMAT_VERSION}")));
+        assert!(chapter.contains("beyond 8192 bytes, or a later multiple of 4096") && chapter.contains("of a block below 4096 bytes"));
+        assert!(chapter.contains(&format!("magic `brkrsnap`, version u32 = {STREAM_VERSION}")));
     }
 }

@@ -41,6 +41,16 @@ pub enum StoreError {
         /// The engine's error.
         cause: redb::Error,
     },
+    /// A history file failed.
+    #[error("store: {doing} history at address {at}: {cause}; check the disk (space, permissions, kernel messages), then start again")]
+    History {
+        /// What was being done.
+        doing: &'static str,
+        /// The address: each file has 1 GiB of them.
+        at: u64,
+        /// The system's error.
+        cause: std::io::Error,
+    },
     /// Entries must be applied without gaps.
     #[error("store: entry {got} follows applied index {applied}: the log has a gap")]
     Gap {

@@ -1,11 +1,13 @@
 //! The checkpoint: what was applied in memory goes into the file, in key order, in one durable transaction,
 //! together with the removal of some of what compaction made unreachable.
 
-use super::base::for_each_logged;
 use super::block;
-use super::codec::{META, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, index_key, index_value, tables_of};
+use super::codec::{
+    FORMAT_VERSION, META, META_HISTORY, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, index_key, index_value, tables_of,
+};
 use super::current::Merger;
 use super::error::StoreError;
+use super::history::{self, Appender, Committed, History, Ledger};
 use super::overlay::{Change, Overlay, Recent};
 use super::runs::{self, RUNS_MERGED, RunCursor, RunSizes};
 use super::types::Keyspace;
@@ -14,6 +16,7 @@ use redb::{Database, Durability, ReadableTable, Table, WriteTransaction};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
 /// Runs of more blocks than this are not merged, so that merging takes little memory and time. (That many
 /// are some 150,000 superseded versions.)
@@ -39,6 +42,15 @@ struct Tables<'t, 'u> {
     index: FileTable<'t>,
     used: &'u mut u64,
     sizes: &'u mut RunSizes,
+    appender: &'u mut Appender,
+}
+
+/// What checkpoints know, from one to the next.
+#[derive(Debug, Default)]
+pub(super) struct Folding {
+    /// Of both key spaces' indices.
+    pub sizes: [RunSizes; 2],
+    pub ledger: Ledger,
 }
 
 /// A checkpoint's transactions: all but the last are held in memory, to become durable with the last, or not at all.
@@ -102,14 +114,15 @@ pub(super) type Pace<'p> = &'p dyn Fn(f64);
 /// Writes the overlay, and the state that it led to; looks at about `garbage_max` changes for garbage.
 /// Returns the state as it stands in the file: with garbage collected, and all bytes counted.
 pub(super) fn fold(
-    db: &Database,
+    (db, history): (&Database, &Arc<History>),
     overlay: &Overlay,
     mut state: State,
     membership: Option<&Bytes>,
-    sizes: &mut [RunSizes; 2],
+    folding: &mut Folding,
     garbage_max: usize,
     pace: Pace<'_>,
-) -> Result<State, StoreError> {
+) -> Result<(State, Committed), StoreError> {
+    let mut appender = Appender::new(history, &mut folding.ledger)?;
     let mut steps = Steps::new(db, overlay, pace);
     for (changes, table) in overlay.plain.iter().zip(PLAIN_TABLES) {
         if changes.is_empty() {
@@ -125,17 +138,20 @@ pub(super) fn fold(
     }
     let mut left = garbage_max;
     for keyspace in [Keyspace::User, Keyspace::System] {
-        fold_keyspace(&mut steps, keyspace, overlay.keyspace(keyspace), &mut state, &mut sizes[keyspace as usize], &mut left)?;
+        let sizes = &mut folding.sizes[keyspace as usize];
+        fold_keyspace(&mut steps, keyspace, overlay.keyspace(keyspace), &mut state, sizes, &mut appender, &mut left)?;
     }
+    let committed = appender.finish()?;
     {
         let mut meta = steps.txn()?.open_table(META)?;
-        meta.insert(META_STATE, &state.encode()[..])?;
+        meta.insert(META_STATE, &state.encode(FORMAT_VERSION)[..])?;
+        meta.insert(META_HISTORY, &committed.account().encode()[..])?;
         if let Some(membership) = membership {
             meta.insert(META_MEMBERSHIP, &membership[..])?;
         }
     }
     steps.commit()?;
-    Ok(state)
+    Ok((state, committed))
 }
 
 fn fold_keyspace(
@@ -144,6 +160,7 @@ fn fold_keyspace(
     recent: &Recent,
     state: &mut State,
     sizes: &mut RunSizes,
+    appender: &mut Appender,
     left: &mut usize,
 ) -> Result<(), StoreError> {
     let numbers = &mut state.keyspaces[keyspace as usize];
@@ -154,18 +171,20 @@ fn fold_keyspace(
     let keys = recent.in_order();
     let mut superseded = Superseded::new(recent);
     for some in keys.chunks(STEP_KEYS) {
-        let mut tables = Tables::open(steps.txn()?, keyspace, used, sizes)?;
+        let mut tables = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?;
         let dirtied = Merger::new(&mut tables.current, tables.used).merge(&recent.last_of_all(some))?;
         let indexed = superseded.write(&mut tables, recent, some)?;
         drop(tables);
         steps.worked(some.len(), dirtied + indexed)?;
     }
-    superseded.finish(&mut Tables::open(steps.txn()?, keyspace, used, sizes)?)?;
+    superseded.finish(&mut Tables::open(steps.txn()?, keyspace, used, sizes, appender)?)?;
+    let mut block = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?.last_block()?;
     for some in recent.log_pieces().flat_map(|piece| piece.chunks(STEP_KEYS)) {
-        Tables::open(steps.txn()?, keyspace, used, sizes)?.write_log(some)?;
-        steps.worked(some.len(), some.iter().map(|change| change.key.len() + change.value.len()).sum())?;
+        let dirtied = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?.write_log(&mut block, some)?;
+        steps.worked(some.len(), dirtied)?;
     }
-    let mut tables = Tables::open(steps.txn()?, keyspace, used, sizes)?;
+    let mut tables = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?;
+    tables.keep_block(&block)?;
     if numbers.collected < numbers.compact {
         tables.drop_runs(numbers.compact)?;
     }
@@ -255,27 +274,61 @@ fn record_bytes(key: &[u8], value: &[u8]) -> u64 {
     (key.len() + value.len()) as u64 + RECORD_OVERHEAD_BYTES
 }
 
+/// The last block of the history, with the key that it has in the table.
+#[derive(Default)]
+struct LastBlock {
+    key: Vec<u8>,
+    block: Vec<u8>,
+}
+
 impl<'t, 'u> Tables<'t, 'u> {
-    fn open(txn: &'t WriteTransaction, keyspace: Keyspace, used: &'u mut u64, sizes: &'u mut RunSizes) -> Result<Self, StoreError> {
+    fn open(
+        txn: &'t WriteTransaction,
+        keyspace: Keyspace,
+        used: &'u mut u64,
+        sizes: &'u mut RunSizes,
+        appender: &'u mut Appender,
+    ) -> Result<Self, StoreError> {
         let [current, log, index] = tables_of(keyspace);
-        Ok(Self { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)?, used, sizes })
+        Ok(Self { current: txn.open_table(current)?, log: txn.open_table(log)?, index: txn.open_table(index)?, used, sizes, appender })
     }
 
-    /// The history, behind what there is; the last block is filled up first.
-    fn write_log(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        let last = self.log.last()?.map(|(key, block)| (key.value().to_vec(), block.value().to_vec()));
-        let mut packer = Packer::default();
-        if let Some((key, block)) = last.filter(|(_, block)| block.len() < block::BLOCK_BYTES_MAX / 2) {
-            (packer.key, packer.block) = (key, block);
-        }
-        let mut scratch = Vec::new();
+    /// The last block, if it has room for more.
+    fn last_block(&self) -> Result<LastBlock, StoreError> {
+        let Some((key, value)) = self.log.last()? else { return Ok(LastBlock::default()) };
+        let (key, value) = (key.value(), value.value());
+        let has_room = !history::is_outside(value) && value.len() < history::BLOCK_BYTES;
+        Ok(if has_room { LastBlock { key: key.to_vec(), block: value.to_vec() } } else { LastBlock::default() })
+    }
+
+    /// The history, behind what there is: full blocks outside. Says how many bytes of pages that dirtied, about.
+    fn write_log(&mut self, last: &mut LastBlock, changes: &[Change]) -> Result<usize, StoreError> {
+        let mut dirtied = 0;
         for change in changes {
-            change.logged().encode(&mut scratch);
-            let key = change.rev.key();
-            *self.used += record_bytes(&key, &scratch);
-            packer.push(&mut self.log, || key.to_vec(), &key, &scratch)?;
+            let (key, logged) = (change.rev.key(), change.logged());
+            *self.used += (key.len() + logged.len()) as u64 + RECORD_OVERHEAD_BYTES;
+            if history::is_full(last.block.len(), block::RECORD_HEADER_LEN + key.len() + logged.len()) {
+                let value = self.appender.append(&last.block)?;
+                self.log.insert(&last.key[..], &value[..])?;
+                dirtied += last.key.len() + value.len();
+                last.block.clear();
+            }
+            if last.block.is_empty() {
+                last.key.clear();
+                last.key.extend_from_slice(&key);
+            }
+            block::begin(&mut last.block, &key, logged.len());
+            logged.encode(&mut last.block);
         }
-        packer.flush(&mut self.log)
+        Ok(dirtied)
+    }
+
+    /// The last block stands in the table until it is full.
+    fn keep_block(&mut self, last: &LastBlock) -> Result<(), StoreError> {
+        if !last.block.is_empty() {
+            self.log.insert(&last.key[..], &last.block[..])?;
+        }
+        Ok(())
     }
 
     /// Merges the latest runs while there are many of about one size. So each record is written again once for
@@ -373,7 +426,7 @@ impl<'t, 'u> Tables<'t, 'u> {
         let (mut looked, mut main, mut done) = (0, collected, compact);
         // The changes of the compaction revision itself supersede as well; they are looked at again with the next one.
         let end = Rev { main: compact.saturating_add(1), sub: 0 };
-        for_each_logged(&self.log, Rev { main: collected, sub: 0 }, end, |rev, logged| {
+        self.appender.history()?.for_each(&self.log, Rev { main: collected, sub: 0 }, end, |rev, logged| {
             if looked >= changes_max && rev.main > main && rev.main < compact {
                 done = rev.main;
                 return Ok(false);
@@ -388,19 +441,21 @@ impl<'t, 'u> Tables<'t, 'u> {
         let mut left = &garbage[..];
         while let Some(first) = left.first() {
             let found = self.log.range::<&[u8]>(..=&first.key()[..])?.next_back().transpose()?;
-            let Some((key, block)) = found.map(|(key, block)| (key.value().to_vec(), block.value().to_vec())) else {
+            let Some((key, value)) = found.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())) else {
                 left = &left[1..];
                 continue;
             };
-            left = self.filter_block(&key, &block, left)?;
+            left = self.filter_block(&key, &value, left)?;
         }
         Ok((looked, done))
     }
 
     /// Takes garbage out of one block; returns what of it lies behind the block.
-    fn filter_block<'g>(&mut self, key: &[u8], block: &[u8], garbage: &'g [Rev]) -> Result<&'g [Rev], StoreError> {
+    fn filter_block<'g>(&mut self, key: &[u8], value: &[u8], garbage: &'g [Rev]) -> Result<&'g [Rev], StoreError> {
+        let history = self.appender.history()?;
+        let block = history.block(value)?;
         let (mut kept, mut last) = (Vec::with_capacity(block.len()), garbage[0]);
-        for record in block::records("log", block) {
+        for record in block::records("log", &block) {
             let (rev, value) = record?;
             let at = Rev::from_key(rev)?;
             last = last.max(at);
@@ -410,10 +465,13 @@ impl<'t, 'u> Tables<'t, 'u> {
                 block::push(&mut kept, rev, value);
             }
         }
-        if kept.is_empty() {
-            self.log.remove(key)?;
-        } else if kept.len() < block.len() {
-            self.log.insert(key, &kept[..])?;
+        if kept.len() < block.len() {
+            self.appender.free(value)?;
+            match kept.len() {
+                0 => drop(self.log.remove(key)?),
+                1..history::INLINE_BYTES_MAX => drop(self.log.insert(key, &kept[..])?),
+                _ => drop(self.log.insert(key, &self.appender.append(&kept)?[..])?),
+            }
         }
         Ok(&garbage[garbage.partition_point(|rev| *rev <= last)..])
     }

@@ -2,13 +2,18 @@
 
 use super::alarm::Alarms;
 use super::auth::AuthState;
-use super::codec::{ALARMS, AUTH, FORMAT_VERSION, META, META_MEMBERSHIP, META_STATE, SNAPSHOT_TABLES, State};
+use super::base::Base;
+use super::codec::{
+    ALARMS, AUTH, FORMAT_VERSION, LOG_PLACES, META, META_HISTORY, META_MEMBERSHIP, META_STATE, SNAPSHOT_TABLES, STREAM_VERSION, State,
+};
 use super::error::StoreError;
+use super::history::{Appender, History, INLINE_BYTES_MAX, Ledger};
 use super::store::Inner;
 use super::types::Keyspace;
 use crate::types::{Index, Revision, Term};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use redb::{Durability, Range, ReadTransaction, WriteTransaction};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use xxhash_rust::xxh3::Xxh3;
@@ -42,9 +47,11 @@ pub struct SnapshotReader {
     header: SnapshotHeader,
     revisions: [Revision; 2],
     txn: Arc<ReadTransaction>,
+    history: Arc<History>,
     /// The next table to open, in [`SNAPSHOT_TABLES`]; past its end and with no table open: all was read.
     next_table: usize,
-    table: Option<(u8, Range<'static, &'static [u8], &'static [u8]>)>,
+    /// The open one's place there.
+    table: Option<(usize, Range<'static, &'static [u8], &'static [u8]>)>,
     records: u64,
     hash: Xxh3,
     /// Made, not handed out yet: at most a chunk and a record.
@@ -59,11 +66,11 @@ impl std::fmt::Debug for SnapshotReader {
 }
 
 impl SnapshotReader {
-    pub(super) fn new(txn: Arc<ReadTransaction>, state: State, membership: Option<Bytes>) -> Result<Self, StoreError> {
+    pub(super) fn new(base: &Base, state: State, membership: Option<Bytes>) -> Result<Self, StoreError> {
         let mut ready = BytesMut::new();
         ready.put_slice(MAGIC);
-        ready.put_u32_le(FORMAT_VERSION);
-        ready.put_slice(&state.encode());
+        ready.put_u32_le(STREAM_VERSION);
+        ready.put_slice(&state.encode(STREAM_VERSION));
         let len = membership.as_ref().map_or(0, |m| m.len() + 1);
         ready.put_u32_le(u32::try_from(len).unwrap_or(u32::MAX));
         ready.put_slice(membership.as_deref().unwrap_or_default());
@@ -71,7 +78,8 @@ impl SnapshotReader {
         hash.update(&ready);
         let header = SnapshotHeader { index: state.applied, term: state.term, membership };
         let revisions = [state.revision(Keyspace::User), state.revision(Keyspace::System)];
-        Ok(Self { header, revisions, txn, next_table: 0, table: None, records: 0, hash, ready, ended: false })
+        let (txn, history) = (Arc::clone(&base.txn), Arc::clone(&base.history));
+        Ok(Self { header, revisions, txn, history, next_table: 0, table: None, records: 0, hash, ready, ended: false })
     }
 
     /// A key space's revision at that moment.
@@ -89,10 +97,12 @@ impl SnapshotReader {
     /// The length of the whole stream, in bytes. Reads everything once.
     pub fn stream_bytes(&self) -> Result<u64, StoreError> {
         let mut bytes = (HEADER_LEN + self.header.membership.as_ref().map_or(0, Bytes::len) + TRAILER_LEN) as u64;
-        for (_, table, _) in SNAPSHOT_TABLES {
+        for (place, (_, table, _)) in SNAPSHOT_TABLES.into_iter().enumerate() {
+            let is_log = LOG_PLACES.contains(&place);
             for item in self.txn.open_table(table)?.range::<&[u8]>(..)? {
                 let (key, value) = item?;
-                bytes += (RECORD_HEADER_LEN + key.value().len() + value.value().len()) as u64;
+                let len = if is_log { History::block_len(value.value())? } else { value.value().len() };
+                bytes += (RECORD_HEADER_LEN + key.value().len() + len) as u64;
             }
         }
         Ok(bytes)
@@ -113,22 +123,24 @@ impl SnapshotReader {
     /// Adds a record, moves to the next table, or adds the trailer.
     fn produce(&mut self) -> Result<(), StoreError> {
         let start = self.ready.len();
-        if let Some((id, range)) = &mut self.table {
+        if let Some((place, range)) = &mut self.table {
             let Some(item) = range.next() else {
                 self.table = None;
                 return Ok(());
             };
             let (key, value) = item?;
             let (key, value) = (key.value(), value.value());
-            self.ready.put_u8(*id);
+            let value = if LOG_PLACES.contains(place) { self.history.block(value)? } else { Cow::Borrowed(value) };
+            self.ready.put_u8(SNAPSHOT_TABLES[*place].0);
             self.ready.put_u32_le(u32::try_from(key.len()).unwrap_or(u32::MAX));
             self.ready.put_u32_le(u32::try_from(value.len()).unwrap_or(u32::MAX));
             self.ready.put_slice(key);
-            self.ready.put_slice(value);
+            self.ready.put_slice(&value);
             self.records += 1;
-        } else if let Some(&(id, table, _)) = SNAPSHOT_TABLES.get(self.next_table) {
+        } else if let Some(&(_, table, _)) = SNAPSHOT_TABLES.get(self.next_table) {
+            let place = self.next_table;
             self.next_table += 1;
-            self.table = Some((id, self.txn.open_table(table)?.range::<&[u8]>(..)?));
+            self.table = Some((place, self.txn.open_table(table)?.range::<&[u8]>(..)?));
         } else {
             self.ready.put_u8(0);
             self.ready.put_u64_le(self.records);
@@ -203,8 +215,8 @@ impl StreamParser {
         }
         fields.advance(8);
         let version = fields.get_u32_le();
-        if version != FORMAT_VERSION {
-            return self.refuse(format!("format version {version}, this program knows {FORMAT_VERSION}"));
+        if version != STREAM_VERSION {
+            return self.refuse(format!("format version {version}, this program knows {STREAM_VERSION}"));
         }
         let state = match State::decode(&fields[..State::LEN]) {
             Ok(state) => state,
@@ -288,7 +300,7 @@ impl StreamParser {
 /// commits: a stream that breaks off or turns out damaged leaves the store as it was.
 pub struct RestoreWriter {
     inner: Arc<Inner>,
-    txn: Option<WriteTransaction>,
+    txn: Option<(WriteTransaction, Appender)>,
     parser: StreamParser,
 }
 
@@ -307,7 +319,9 @@ impl Drop for RestoreWriter {
 }
 
 impl RestoreWriter {
-    pub(super) fn new(inner: Arc<Inner>) -> Result<Self, StoreError> {
+    pub(super) fn new(inner: Arc<Inner>, ledger: &mut Ledger) -> Result<Self, StoreError> {
+        let mut appender = Appender::new(&inner.history, ledger)?;
+        appender.free_all();
         let mut txn = inner.db.begin_write()?;
         txn.set_durability(Durability::Immediate)?;
         txn.set_quick_repair(true);
@@ -316,15 +330,17 @@ impl RestoreWriter {
             txn.open_table(table)?;
         }
         inner.restoring.store(true, Ordering::Release);
-        Ok(Self { inner, txn: Some(txn), parser: StreamParser::default() })
+        Ok(Self { inner, txn: Some((txn, appender)), parser: StreamParser::default() })
     }
 
     /// Takes the next portion. After an error, drop the writer: the stream cannot be mended.
     pub fn push(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
         let Self { txn, parser, .. } = self;
-        let Some(txn) = txn else { return parser.refuse("the stream has ended") };
+        let Some((txn, appender)) = txn else { return parser.refuse("the stream has ended") };
         parser.push(chunk, &mut |place, key, value| {
-            txn.open_table(SNAPSHOT_TABLES[place].1)?.insert(key, value)?;
+            let is_block = LOG_PLACES.contains(&place) && value.len() >= INLINE_BYTES_MAX;
+            let value = if is_block { appender.append(value)? } else { Cow::Borrowed(value) };
+            txn.open_table(SNAPSHOT_TABLES[place].1)?.insert(key, &value[..])?;
             Ok(())
         })
     }
@@ -332,10 +348,12 @@ impl RestoreWriter {
     /// Checks that the stream is complete and undamaged, and makes it the store's state, durably.
     pub fn finish(mut self) -> Result<(Index, Term), StoreError> {
         let (state, membership) = std::mem::take(&mut self.parser).finish()?;
-        let Some(txn) = self.txn.take() else { return self.parser.refuse("the stream has ended") };
+        let Some((txn, appender)) = self.txn.take() else { return self.parser.refuse("the stream has ended") };
+        let committed = appender.finish()?;
         {
             let mut meta = txn.open_table(META)?;
-            meta.insert(META_STATE, &state.encode()[..])?;
+            meta.insert(META_STATE, &state.encode(FORMAT_VERSION)[..])?;
+            meta.insert(META_HISTORY, &committed.account().encode()[..])?;
             match &membership {
                 Some(membership) => meta.insert(META_MEMBERSHIP, &membership[..])?,
                 None => meta.remove(META_MEMBERSHIP)?,
@@ -344,7 +362,7 @@ impl RestoreWriter {
         let alarms = Alarms::read(&txn.open_table(ALARMS)?)?;
         let auth = Arc::new(AuthState::load(&txn.open_table(AUTH)?)?);
         txn.commit()?;
-        self.inner.replace(state, membership, alarms, auth)?;
+        self.inner.replace(state, membership, alarms, auth, committed)?;
         Ok((state.applied, state.term))
     }
 }

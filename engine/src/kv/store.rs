@@ -5,16 +5,18 @@ use super::apply::{Wants, Writer, lease_keys};
 use super::auth::AuthState;
 use super::backend::{make_file, open_backend, open_file};
 use super::backup::Refound;
-use super::base::{Base, read_state, read_state_of};
+use super::base::{Base, read_account, read_state, read_state_of};
 use super::codec::{
-    ALARMS, ATTACHED, AUTH, Def, LEASES, Logged, MEMBERS, META, META_STATE, PLAIN_TABLES, Rev, SNAPSHOT_TABLES, State, damaged,
+    ALARMS, ATTACHED, AUTH, Def, FORMAT_VERSION, LEASES, Logged, MEMBERS, META, META_STATE, PLAIN_TABLES, Rev, SNAPSHOT_TABLES, State,
+    damaged,
 };
 use super::error::{ReadError, StoreError};
-use super::fold::{Pace, fold};
+use super::fold::{Folding, Pace, fold};
+use super::history::{Account, Committed, History, Ledger};
 use super::known::Known;
 use super::overlay::{Changes, Overlay};
 use super::read::{Layer, View};
-use super::runs::RunSizes;
+use super::segments::{OneFile, SegmentFiles, Storage};
 use super::snapshot::{RestoreWriter, SnapshotReader};
 use super::table::{OwnedRows, Rows};
 use super::types::{Applied, Command, Event, KeyValue, Keyspace, RangeRequest, RangeResponse};
@@ -93,7 +95,7 @@ pub struct MemberAttributes {
 /// Figures for etcd's Maintenance Status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreSizes {
-    /// Length of the file (`db_size`).
+    /// Length of the file and of the blocks of history beside it (`db_size`).
     pub file_bytes: u64,
     /// Bytes of records in it, history included (`db_size_in_use`).
     pub in_use_bytes: u64,
@@ -130,11 +132,12 @@ struct Layers {
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) db: Database,
+    pub(super) history: Arc<History>,
     file_bytes: Arc<AtomicU64>,
     /// [`AuthState::mark`] of the users, for a look without a lock.
     auth_mark: AtomicU64,
-    /// Held over each checkpoint, which keeps in it what it knows of runs.
-    folding: Mutex<[RunSizes; 2]>,
+    /// Held over each checkpoint.
+    folding: Mutex<Folding>,
     /// Those who wait for it: then a checkpoint does not take its time.
     awaited: AtomicUsize,
     /// Held over each batch, and while layers are exchanged.
@@ -164,8 +167,17 @@ fn write_lock<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 
 impl Inner {
     /// The file was replaced by other content, and nothing was applied over it.
-    pub(super) fn replace(&self, state: State, membership: Option<Bytes>, alarms: Alarms, auth: Arc<AuthState>) -> Result<(), StoreError> {
-        let base = Arc::new(Base::open(&self.db, <[Known; 2]>::default())?);
+    pub(super) fn replace(
+        &self,
+        state: State,
+        membership: Option<Bytes>,
+        alarms: Alarms,
+        auth: Arc<AuthState>,
+        committed: Committed,
+    ) -> Result<(), StoreError> {
+        let mut folding = lock(&self.folding);
+        let base = Arc::new(Base::open(&self.db, &self.history, <[Known; 2]>::default())?);
+        folding.ledger.committed(&self.history, committed, &lock(&self.layers).base.txn);
         let _turn = lock(&self.writer);
         self.auth_mark.store(auth.mark(), Ordering::Release);
         *lock(&self.layers) = Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth, membership };
@@ -185,7 +197,7 @@ pub(super) struct Frozen<'s> {
     overlay: Arc<RwLock<Overlay>>,
     state: State,
     membership: Option<Bytes>,
-    sizes: MutexGuard<'s, [RunSizes; 2]>,
+    folding: MutexGuard<'s, Folding>,
 }
 
 /// A key space at one moment.
@@ -207,8 +219,8 @@ impl Reading {
     }
 }
 
-/// What [`initialise`] finds: numbers, membership, alarms, users.
-type Found = (State, Option<Bytes>, Alarms, AuthState);
+/// What [`initialise`] finds: numbers, membership, what is where in history files, alarms, users.
+type Found = (State, Option<Bytes>, Account, Alarms, AuthState);
 
 /// Makes the tables, so that readers find them, and reads the state.
 fn initialise(txn: &WriteTransaction) -> Result<Found, StoreError> {
@@ -219,35 +231,49 @@ fn initialise(txn: &WriteTransaction) -> Result<Found, StoreError> {
     let auth = AuthState::load(&txn.open_table(AUTH)?)?;
     let mut meta = txn.open_table(META)?;
     if let Some((state, membership)) = read_state(&meta)? {
-        return Ok((state, membership, alarms, auth));
+        return Ok((state, membership, read_account(&meta)?, alarms, auth));
     }
-    meta.insert(META_STATE, &State::EMPTY.encode()[..])?;
-    Ok((State::EMPTY, None, alarms, auth))
+    meta.insert(META_STATE, &State::EMPTY.encode(FORMAT_VERSION)[..])?;
+    Ok((State::EMPTY, None, Account::default(), alarms, auth))
 }
 
 impl Store {
     /// Opens or makes the store in a file. `cache_bytes` bounds the memory that it uses.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
-        make_file(path, |new| Self::with_engine(open_file(new, cache_bytes)?).map(drop))?;
-        Self::with_engine(open_file(path, cache_bytes)?)
+        make_file(path, |new| Self::with_engine(open_file(new, cache_bytes)?, |_| Ok(Box::new(SegmentFiles::beside(new)))).map(drop))?;
+        Self::with_engine(open_file(path, cache_bytes)?, |account| {
+            let files = SegmentFiles::beside(path);
+            files.recover(account.end, account.segments())?;
+            Ok(Box::new(files))
+        })
     }
 
-    /// The same on other storage, such as a simulated disk.
-    pub fn with_backend(backend: impl redb::StorageBackend, cache_bytes: usize) -> Result<Self, StoreError> {
-        Self::with_engine(open_backend(backend, Path::new("(given storage)"), cache_bytes)?)
+    /// The same on other storage, such as simulated disks: one for the tables, one for history.
+    pub fn with_backend(
+        tables: impl redb::StorageBackend,
+        history: impl redb::StorageBackend,
+        cache_bytes: usize,
+    ) -> Result<Self, StoreError> {
+        let engine = open_backend(tables, Path::new("(given storage)"), cache_bytes)?;
+        Self::with_engine(engine, |_| Ok(Box::new(OneFile(history))))
     }
 
-    fn with_engine((db, file_bytes): (Database, Arc<AtomicU64>)) -> Result<Self, StoreError> {
+    fn with_engine(
+        (db, file_bytes): (Database, Arc<AtomicU64>),
+        storage: impl FnOnce(&Account) -> Result<Box<dyn Storage>, StoreError>,
+    ) -> Result<Self, StoreError> {
         let mut txn = db.begin_write()?;
         txn.set_quick_repair(true);
-        let (state, membership, alarms, auth) = initialise(&txn)?;
+        let (state, membership, account, alarms, auth) = initialise(&txn)?;
         txn.commit()?;
-        let base = Arc::new(Base::open(&db, <[Known; 2]>::default())?);
+        let history = Arc::new(History::new(storage(&account)?, &account));
+        let base = Arc::new(Base::open(&db, &history, <[Known; 2]>::default())?);
         let inner = Inner {
             db,
+            history,
             file_bytes,
             auth_mark: AtomicU64::new(auth.mark()),
-            folding: Mutex::default(),
+            folding: Mutex::new(Folding { ledger: Ledger::new(account), ..Folding::default() }),
             awaited: AtomicUsize::new(0),
             writer: Mutex::new(()),
             layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth: Arc::new(auth), membership }),
@@ -406,12 +432,12 @@ impl Store {
         let overlay = std::mem::take(&mut layers.recent);
         layers.frozen = Some(Arc::clone(&overlay));
         self.inner.frozen_bytes.store(self.inner.recent_bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-        Ok(Frozen { overlay, state: layers.state, membership: layers.membership.clone(), sizes: folding })
+        Ok(Frozen { overlay, state: layers.state, membership: layers.membership.clone(), folding })
     }
 
     /// Carries it out, and has readers use the file instead of the frozen layer.
     pub(super) fn fold_frozen(&self, frozen: Frozen<'_>, garbage_max: usize, pace: Pace<'_>) -> Result<Index, StoreError> {
-        let Frozen { overlay, state, membership, mut sizes } = frozen;
+        let Frozen { overlay, state, membership, mut folding } = frozen;
         // The engine makes steps durable when it is closed. One that ends half-way is never closed, so that a part of a
         // checkpoint never is: the process is to end, and the next start finds the checkpoint before.
         let open = ManuallyDrop::new(Arc::clone(&self.inner));
@@ -420,12 +446,15 @@ impl Store {
                 pace(done);
             }
         };
-        let folded =
-            fold(&self.inner.db, &read_lock(&overlay), state, membership.as_ref(), &mut sizes, garbage_max, &pace).and_then(|folded| {
-                Ok((folded, Arc::new(Base::open(&self.inner.db, read_lock(&overlay).keyspaces.each_ref().map(Known::of))?)))
-            });
-        let (folded, base) = folded.inspect_err(|_| self.inner.broken.store(true, Ordering::Release))?;
+        let Inner { db, history, .. } = &*self.inner;
+        let folded = fold((db, history), &read_lock(&overlay), state, membership.as_ref(), &mut folding, garbage_max, &pace);
+        let folded = folded.and_then(|folded| {
+            let known = read_lock(&overlay).keyspaces.each_ref().map(Known::of);
+            Ok((folded, Arc::new(Base::open(db, history, known)?)))
+        });
+        let ((folded, committed), base) = folded.inspect_err(|_| self.inner.broken.store(true, Ordering::Release))?;
         drop(ManuallyDrop::into_inner(open));
+        folding.ledger.committed(history, committed, &self.layers().base.txn);
         let _turn = lock(&self.inner.writer);
         let mut layers = lock(&self.inner.layers);
         layers.base = base;
@@ -561,7 +590,7 @@ impl Store {
     /// File and record sizes.
     #[must_use]
     pub fn sizes(&self) -> StoreSizes {
-        let file_bytes = self.inner.file_bytes.load(Ordering::Relaxed);
+        let file_bytes = self.inner.file_bytes.load(Ordering::Relaxed) + self.inner.history.bytes();
         StoreSizes { file_bytes, in_use_bytes: self.state().used_bytes + self.recent_bytes() as u64 }
     }
 
@@ -581,6 +610,7 @@ impl Store {
         let after = |main: u64| Rev { main: main.saturating_add(1), sub: 0 };
         let mut record = Vec::new();
         view.for_each_logged(after(view.compact), after(revision), |rev, logged| {
+            record.clear();
             logged.encode(&mut record);
             hash.update(&rev.key());
             hash.update(&record);
@@ -643,18 +673,18 @@ impl Store {
 
     /// The same of the last checkpoint, at once. It is what the Raft log goes on from.
     pub fn last_checkpoint(&self) -> Result<SnapshotReader, StoreError> {
-        let txn = Arc::clone(&self.layers().base.txn);
-        let (state, membership) = read_state_of(&txn)?;
-        SnapshotReader::new(txn, state, membership)
+        let base = self.layers().base;
+        let (state, membership) = read_state_of(&base.txn)?;
+        SnapshotReader::new(&base, state, membership)
     }
 
     /// Starts to replace everything by a snapshot that arrives in portions. Until the writer finishes or is
     /// dropped, readers see the old state and writers fail with [`StoreError::Restoring`].
     pub fn begin_restore(&self) -> Result<RestoreWriter, StoreError> {
-        let mut sizes = lock(&self.inner.folding);
-        *sizes = Default::default();
+        let mut folding = lock(&self.inner.folding);
+        folding.sizes = Default::default();
         let _turn = self.take_turn()?;
-        RestoreWriter::new(Arc::clone(&self.inner))
+        RestoreWriter::new(Arc::clone(&self.inner), &mut folding.ledger)
     }
 
     /// Replaces everything by a snapshot: durable, all or nothing.

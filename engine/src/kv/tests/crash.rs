@@ -4,20 +4,24 @@ use super::*;
 use crate::kv::StoreError;
 use redb::StorageBackend;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// The files of a disk.
+pub(super) const TABLES: usize = 0;
+pub(super) const HISTORY: usize = 1;
 
 /// What is written, and what a power cut leaves of it.
 #[derive(Debug, Default)]
-struct Disk {
-    volatile: Vec<u8>,
-    durable: Vec<u8>,
+pub(super) struct Disk {
+    pub(super) volatile: [Vec<u8>; 2],
+    durable: [Vec<u8>; 2],
     syncs: usize,
     /// After so many syncs, later ones only pretend: as if the power went before them.
     syncs_max: Option<usize>,
     /// After so many writes, the next fails.
     writes_max: Option<usize>,
     /// What happened since somebody began to record.
-    record: Option<Vec<Op>>,
+    record: Option<Vec<(usize, Op)>>,
 }
 
 #[derive(Clone, Debug)]
@@ -28,67 +32,71 @@ enum Op {
 }
 
 #[derive(Clone, Debug, Default)]
-struct LossyBackend(Arc<Mutex<Disk>>);
+pub(super) struct LossyDisk(Arc<Mutex<Disk>>);
 
-impl StorageBackend for LossyBackend {
+#[derive(Debug)]
+pub(super) struct LossyFile(LossyDisk, usize);
+
+impl StorageBackend for LossyFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().volatile.len() as u64)
+        Ok(self.0.lock().volatile[self.1].len() as u64)
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let disk = self.0.lock().unwrap();
+        let disk = self.0.lock();
         let from = offset as usize;
-        let bytes = disk.volatile.get(from..from + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let bytes = disk.volatile[self.1].get(from..from + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         out.copy_from_slice(bytes);
         Ok(())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        disk.volatile.resize(len as usize, 0);
-        disk.record(|| Op::SetLen(len as usize));
+        let mut disk = self.0.lock();
+        disk.volatile[self.1].resize(len as usize, 0);
+        disk.record(self.1, || Op::SetLen(len as usize));
         Ok(())
     }
     fn sync_data(&self) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
+        let mut disk = self.0.lock();
         disk.syncs += 1;
-        disk.record(|| Op::Sync);
+        disk.record(self.1, || Op::Sync);
         if disk.syncs_max.is_none_or(|max| disk.syncs <= max) {
-            disk.durable = disk.volatile.clone();
+            disk.durable[self.1] = disk.volatile[self.1].clone();
         }
         Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
+        let mut disk = self.0.lock();
         if let Some(left) = &mut disk.writes_max {
             *left = left.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
         }
-        disk.record(|| Op::Write(offset as usize, data.to_vec()));
+        disk.record(self.1, || Op::Write(offset as usize, data.to_vec()));
         let from = offset as usize;
-        disk.volatile.get_mut(from..from + data.len()).ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
+        disk.volatile[self.1].get_mut(from..from + data.len()).ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
         Ok(())
     }
 }
 
 impl Disk {
-    fn record(&mut self, op: impl FnOnce() -> Op) {
+    fn record(&mut self, file: usize, op: impl FnOnce() -> Op) {
         if let Some(record) = &mut self.record {
-            record.push(op());
+            record.push((file, op()));
         }
     }
 
-    fn of(bytes: Vec<u8>) -> LossyBackend {
-        LossyBackend(Arc::new(Mutex::new(Self { volatile: bytes.clone(), durable: bytes, ..Self::default() })))
+    fn of(files: [Vec<u8>; 2]) -> LossyDisk {
+        LossyDisk(Arc::new(Mutex::new(Self { volatile: files.clone(), durable: files, ..Self::default() })))
     }
 }
 
-/// A disk on which `ops` were under way when the power went: all up to the last sync are there, of those after
+/// A disk on which `ops` were under way when the power went: of each file all up to its last sync are there, of those after
 /// it the ones that `survives` picks.
-fn cut_short(before: &[u8], ops: &[Op], mut survives: impl FnMut() -> bool) -> LossyBackend {
-    let synced = ops.iter().rposition(|op| matches!(op, Op::Sync)).map_or(0, |last| last + 1);
-    let mut bytes = before.to_vec();
-    for (i, op) in ops.iter().enumerate() {
-        if i >= synced && !survives() {
+fn cut_short(before: &[Vec<u8>; 2], ops: &[(usize, Op)], mut survives: impl FnMut() -> bool) -> LossyDisk {
+    let synced = [TABLES, HISTORY].map(|f| ops.iter().rposition(|(file, op)| *file == f && matches!(op, Op::Sync)));
+    let mut files = before.clone();
+    for (i, (file, op)) in ops.iter().enumerate() {
+        if synced[*file].is_none_or(|last| i > last) && !survives() {
             continue;
         }
+        let bytes = &mut files[*file];
         match op {
             Op::Write(offset, data) => {
                 let end = offset + data.len();
@@ -99,13 +107,25 @@ fn cut_short(before: &[u8], ops: &[Op], mut survives: impl FnMut() -> bool) -> L
             Op::Sync => {}
         }
     }
-    Disk::of(bytes)
+    Disk::of(files)
 }
 
-impl LossyBackend {
+impl LossyDisk {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().unwrap()
+    }
+
+    pub(super) fn open(&self) -> Store {
+        Store::with_backend(self.file(TABLES), self.file(HISTORY), 1 << 20).unwrap()
+    }
+
+    pub(super) fn file(&self, file: usize) -> LossyFile {
+        LossyFile(self.clone(), file)
+    }
+
     /// What the disk holds after a power cut.
     fn after_power_cut(&self) -> Self {
-        let durable = self.0.lock().unwrap().durable.clone();
+        let durable = self.lock().durable.clone();
         Disk::of(durable)
     }
 }
@@ -141,15 +161,15 @@ fn after_a_power_cut_the_store_is_at_its_last_checkpoint_and_replays() {
         reference.apply(std::slice::from_ref(entry)).unwrap();
         states.push(format!("{:?}", state(&reference)));
     }
-    let disk = LossyBackend::default();
-    let store = Store::with_backend(disk.clone(), 1 << 20).unwrap();
+    let disk = LossyDisk::default();
+    let store = disk.open();
     let mut checkpoint = 0;
     for (i, batch) in entries.chunks(5).enumerate() {
         store.apply(batch).unwrap();
         if i % 4 == 3 {
             checkpoint = store.checkpoint().unwrap().0;
         }
-        let crashed = Store::with_backend(disk.after_power_cut(), 1 << 20).unwrap();
+        let crashed = disk.after_power_cut().open();
         assert_eq!(crashed.applied().0.0, checkpoint);
         assert_eq!(format!("{:?}", state(&crashed)), states[checkpoint as usize]);
         // The log replays from anywhere before.
@@ -163,24 +183,24 @@ fn after_a_power_cut_the_store_is_at_its_last_checkpoint_and_replays() {
 fn power_cut_at_every_sync() {
     let entries = log(60);
     // A cut while the file is being made is `Store::open`'s business: it makes it under another name.
-    let disk = LossyBackend::default();
-    drop(Store::with_backend(disk.clone(), 1 << 20).unwrap());
-    let made = disk.0.lock().unwrap().syncs;
+    let disk = LossyDisk::default();
+    drop(disk.open());
+    let made = disk.lock().syncs;
     for syncs_max in made.. {
-        let disk = LossyBackend::default();
-        disk.0.lock().unwrap().syncs_max = Some(syncs_max);
-        let store = Store::with_backend(disk.clone(), 1 << 20).unwrap();
+        let disk = LossyDisk::default();
+        disk.lock().syncs_max = Some(syncs_max);
+        let store = disk.open();
         let mut checkpoints = vec![0];
         for batch in entries.chunks(20) {
             store.apply(batch).unwrap();
             checkpoints.push(store.checkpoint().unwrap().0);
         }
-        let crashed = Store::with_backend(disk.after_power_cut(), 1 << 20).unwrap();
+        let crashed = disk.after_power_cut().open();
         let applied = crashed.applied().0.0;
         assert!(checkpoints.contains(&applied), "{applied} after {syncs_max} syncs");
         crashed.apply(&entries).unwrap();
         assert_eq!(format!("{:?}", state(&crashed)), format!("{:?}", state(&store)));
-        if disk.0.lock().unwrap().syncs <= syncs_max {
+        if disk.lock().syncs <= syncs_max {
             assert_eq!(applied, 60);
             break;
         }
@@ -212,16 +232,20 @@ fn power_cut_at_every_write_of_a_fold() {
     let at_60 = format!("{:?}", state(&reference));
     reference.apply(&entries[60..]).unwrap();
     let at_120 = format!("{:?}", state(&reference));
-    let disk = LossyBackend::default();
-    let store = Store::with_backend(disk.clone(), 1 << 20).unwrap();
+    let disk = LossyDisk::default();
+    let store = disk.open();
     store.apply(&entries[..60]).unwrap();
     store.checkpoint().unwrap();
     store.apply(&entries[60..]).unwrap();
-    let before = disk.0.lock().unwrap().volatile.clone();
-    disk.0.lock().unwrap().record = Some(Vec::new());
+    let before = disk.lock().volatile.clone();
+    disk.lock().record = Some(Vec::new());
     assert_eq!(store.checkpoint().unwrap(), Index(120));
-    let ops = disk.0.lock().unwrap().record.take().unwrap();
-    assert!(ops.iter().any(|op| matches!(op, Op::Sync)) && ops.len() > 10, "{} operations", ops.len());
+    let ops = disk.lock().record.take().unwrap();
+    assert!(
+        [TABLES, HISTORY].iter().all(|f| ops.iter().any(|(file, op)| file == f && matches!(op, Op::Sync))) && ops.len() > 10,
+        "{} operations",
+        ops.len()
+    );
     let mut seen = [0, 0];
     for n in 0..=ops.len() {
         let mut flip = 0_u32;
@@ -234,7 +258,7 @@ fn power_cut_at_every_write_of_a_fold() {
             cut_short(&before, &ops[..n], || false),
             cut_short(&before, &ops[..n], &mut here_and_there),
         ] {
-            let crashed = Store::with_backend(disk, 1 << 20).unwrap();
+            let crashed = disk.open();
             let (applied, expected) = if crashed.applied().0 == Index(60) { (60, &at_60) } else { (120, &at_120) };
             assert_eq!(format!("{:?}", state(&crashed)), *expected, "after {n} of {} operations", ops.len());
             seen[usize::from(applied == 120)] += 1;
@@ -251,24 +275,24 @@ fn a_fold_that_fails_leaves_the_checkpoint_before() {
     let entries = log(120);
     let mut failed = 0;
     for writes_max in 0.. {
-        let disk = LossyBackend::default();
-        let store = Store::with_backend(disk.clone(), 1 << 20).unwrap();
+        let disk = LossyDisk::default();
+        let store = disk.open();
         store.apply(&entries[..60]).unwrap();
         store.checkpoint().unwrap();
         let at_60 = format!("{:?}", state(&store));
         store.apply(&entries[60..]).unwrap();
-        disk.0.lock().unwrap().writes_max = Some(writes_max);
+        disk.lock().writes_max = Some(writes_max);
         if store.checkpoint().is_ok() {
             break;
         }
         failed += 1;
         assert!(matches!(store.checkpoint(), Err(StoreError::Broken)));
         assert_eq!(store.last_checkpoint().unwrap().header().index, Index(60));
-        disk.0.lock().unwrap().writes_max = None;
+        disk.lock().writes_max = None;
         drop(store);
-        let volatile = disk.0.lock().unwrap().volatile.clone();
+        let volatile = disk.lock().volatile.clone();
         for disk in [disk.after_power_cut(), Disk::of(volatile)] {
-            let again = Store::with_backend(disk, 1 << 20).unwrap();
+            let again = disk.open();
             assert_eq!(format!("{:?}", state(&again)), at_60, "after {writes_max} writes");
         }
     }

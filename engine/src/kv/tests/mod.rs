@@ -2,6 +2,7 @@
 
 mod auth;
 mod crash;
+mod history;
 mod layers;
 mod model;
 mod semantics;
@@ -17,7 +18,7 @@ use redb::backends::InMemoryBackend;
 pub(super) const U: Keyspace = Keyspace::User;
 
 pub(super) fn memory() -> Store {
-    Store::with_backend(InMemoryBackend::new(), 16 << 20).unwrap()
+    Store::with_backend(InMemoryBackend::new(), InMemoryBackend::new(), 16 << 20).unwrap()
 }
 
 pub(super) fn b(s: &str) -> Bytes {

@@ -56,7 +56,8 @@ impl Backend {
 
 pub struct Node {
     pub disk: SimDisk,
-    backend: Backend,
+    /// The store's tables, and its history.
+    backends: [Backend; 2],
     start: Start,
     pub core: Option<MemberCore<SimIo>>,
     disk_at: Option<Time>,
@@ -134,7 +135,7 @@ impl Cluster {
 
     fn add_node(&mut self, id: NodeId, start: Start) {
         let disk = SimDisk::new(self.rng.random());
-        let node = Node { disk, backend: Backend::default(), start, core: None, disk_at: None, job: None, fatal: None, stopped: false };
+        let node = Node { disk, backends: Default::default(), start, core: None, disk_at: None, job: None, fatal: None, stopped: false };
         self.nodes.insert(id, node);
         self.start(id);
     }
@@ -149,7 +150,8 @@ impl Cluster {
         let node = self.nodes.get_mut(&id).unwrap();
         assert!(node.core.is_none(), "runs already");
         node.disk.set_manual(false);
-        let store = Arc::new(Store::with_backend(node.backend.clone(), 4 << 20).expect("open the store"));
+        let [tables, history] = node.backends.clone();
+        let store = Arc::new(Store::with_backend(tables, history, 4 << 20).expect("open the store"));
         let core = MemberCore::open(config, node.start.clone(), node.disk.open(), store, self.now, seed).expect("open the member");
         node.disk.set_manual(true);
         node.core = Some(core);
@@ -162,7 +164,7 @@ impl Cluster {
         let seed = self.rng.random();
         let node = self.nodes.get_mut(&id).unwrap();
         // The old store must not write to the disk that the next one will open.
-        node.backend = node.backend.after_power_cut();
+        node.backends = node.backends.each_ref().map(Backend::after_power_cut);
         node.core = None;
         node.job = None;
         node.disk_at = None;

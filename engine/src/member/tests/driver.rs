@@ -11,6 +11,7 @@ use crate::member::{Clock, MemberConfig, MemberCore, MemberHandle, PeerMessage, 
 use crate::raft::Membership;
 use crate::types::NodeId;
 use bytes::Bytes;
+use redb::backends::InMemoryBackend;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,7 @@ fn founders(members: usize) -> (u64, Membership) {
 fn open(id: NodeId, cluster_id: u64, founders: Membership, clock: Clock) -> (MemberCore<SimIo>, MemberHandle, Inbox) {
     let config =
         MemberConfig { id, cluster_id, heartbeat: Duration::from_millis(20), election_timeout: Duration::from_millis(200), ..config() };
-    let store = Arc::new(Store::with_backend(redb::backends::InMemoryBackend::new(), 4 << 20).expect("store"));
+    let store = Arc::new(Store::with_backend(InMemoryBackend::new(), InMemoryBackend::new(), 4 << 20).expect("store"));
     let start = Start::Founder(founders);
     let core = MemberCore::open(config, start, SimDisk::new(id.0).open(), store.clone(), clock.now(), id.0).expect("open");
     let (handle, inbox) = MemberHandle::new(store, core.status(), clock);
