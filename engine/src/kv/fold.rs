@@ -122,7 +122,7 @@ pub(super) fn fold(
     garbage_max: usize,
     pace: Pace<'_>,
 ) -> Result<(State, Committed), StoreError> {
-    let mut appender = Appender::new(history, &mut folding.ledger)?;
+    let mut appender = Appender::new(history, &mut folding.ledger);
     let mut steps = Steps::new(db, overlay, pace);
     for (changes, table) in overlay.plain.iter().zip(PLAIN_TABLES) {
         if changes.is_empty() {
@@ -323,10 +323,12 @@ impl<'t, 'u> Tables<'t, 'u> {
         Ok(dirtied)
     }
 
-    /// The last block stands in the table until it is full.
+    /// The last block stands in the table until it is full, or too large for it.
     fn keep_block(&mut self, last: &LastBlock) -> Result<(), StoreError> {
-        if !last.block.is_empty() {
-            self.log.insert(&last.key[..], &last.block[..])?;
+        match last.block.len() {
+            0 => {}
+            1..history::BLOCK_BYTES => drop(self.log.insert(&last.key[..], &last.block[..])?),
+            _ => drop(self.log.insert(&last.key[..], &self.appender.append(&last.block)?[..])?),
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use super::segments::{SEGMENT_BYTES, Storage, segment_of};
 use redb::{ReadTransaction, ReadableTable};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -72,7 +73,7 @@ impl Extent {
     }
 
     fn range(&self) -> Range<u64> {
-        self.at..self.at + padded(self.len as usize) as u64
+        self.at..self.at.saturating_add(padded(self.len as usize) as u64)
     }
 }
 
@@ -167,7 +168,7 @@ pub(super) struct Account {
     /// Where the next block goes.
     pub(super) end: u64,
     /// Bytes in use, by segment; those with none in use are to be removed.
-    live: BTreeMap<u32, u64>,
+    pub(super) live: BTreeMap<u32, u64>,
     /// Not in use any more, and not made a hole yet, as far as is known: in order.
     freed: Vec<(u64, u64)>,
 }
@@ -175,11 +176,6 @@ pub(super) struct Account {
 impl Account {
     pub(super) fn bytes(&self) -> u64 {
         self.live.values().sum()
-    }
-
-    /// The segments that something lies in.
-    pub(super) fn segments(&self) -> impl Iterator<Item = u32> {
-        self.live.iter().filter(|(_, live)| **live > 0).map(|(segment, _)| *segment)
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -213,9 +209,14 @@ impl Account {
         parse().ok_or_else(|| damaged("meta", "history", bytes))
     }
 
-    fn free(&mut self, range: Range<u64>) {
-        let live = self.live.entry(segment_of(range.start)).or_default();
-        *live = live.saturating_sub(range.end - range.start);
+    fn free(&mut self, range: &Range<u64>) -> Result<(), StoreError> {
+        let live = self.live.get_mut(&segment_of(range.start));
+        let left = live.as_deref().and_then(|live| live.checked_sub(range.end - range.start));
+        match (live, left) {
+            (Some(live), Some(left)) => *live = left,
+            _ => return Err(damaged("meta", "history", &self.encode())),
+        }
+        Ok(())
     }
 }
 
@@ -230,42 +231,44 @@ struct Freed {
 /// What checkpoints know of the files, from one to the next.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    pub(super) account: Account,
-    /// The oldest first. They have in all what `account.freed` has.
+    /// As of the last checkpoint, but for what was freed.
+    account: Account,
+    /// What was freed, the oldest first.
     freed: VecDeque<Freed>,
 }
 
 impl Ledger {
-    pub(super) fn new(account: Account) -> Self {
-        let freed = Freed { reader: Weak::new(), ranges: account.freed.clone() };
+    pub(super) fn new(mut account: Account) -> Self {
+        let freed = Freed { reader: Weak::new(), ranges: std::mem::take(&mut account.freed) };
         Self { account, freed: VecDeque::from([freed]) }
     }
 
     /// What the next account says is durable: `reader` reads the one before it.
     pub(super) fn committed(&mut self, history: &History, committed: Committed, reader: &Arc<ReadTransaction>) {
         history.bytes.store(committed.account.bytes(), Ordering::Relaxed);
-        self.account = committed.account;
+        self.account = Account { freed: Vec::new(), ..committed.account };
         self.freed.push_back(Freed { reader: Arc::downgrade(reader), ranges: committed.freed });
     }
 
-    /// Gives back the space that nobody reads any more.
-    fn sweep(&mut self, storage: &dyn Storage) -> Result<(), StoreError> {
-        while self.freed.front().is_some_and(|freed| freed.reader.strong_count() == 0) {
-            let Some(Freed { ranges, .. }) = self.freed.pop_front() else { break };
-            for (from, to) in &ranges {
-                for part in parts(*from..*to) {
-                    let at = part.start;
-                    storage.free(part).map_err(|cause| StoreError::History { doing: "free", at, cause })?;
-                }
+    /// Gives back the space that nobody reads any more. What cannot be given back now is tried again next time: whatever is wrong, nothing is lost.
+    fn sweep(&mut self, storage: &dyn Storage) {
+        if let Err(e) = self.try_sweep(storage) {
+            tracing::warn!("cannot give back space of the store's history, it stays in use: {e}");
+        }
+    }
+
+    fn try_sweep(&mut self, storage: &dyn Storage) -> io::Result<()> {
+        while let Some(freed) = self.freed.front().filter(|freed| freed.reader.strong_count() == 0) {
+            for (from, to) in &freed.ranges {
+                parts(*from..*to).try_for_each(|part| storage.free(part))?;
             }
-            self.account.freed.retain(|range| ranges.binary_search(range).is_err());
+            self.freed.pop_front();
         }
         if self.freed.is_empty() {
             let last = segment_of(self.account.end);
             let empty: Vec<u32> = self.account.live.iter().filter(|(s, live)| **live == 0 && **s < last).map(|(s, _)| *s).collect();
             for segment in empty {
-                let at = u64::from(segment) * SEGMENT_BYTES;
-                storage.forget(segment).map_err(|cause| StoreError::History { doing: "remove", at, cause })?;
+                storage.forget(segment)?;
                 self.account.live.remove(&segment);
             }
         }
@@ -295,6 +298,8 @@ pub(super) struct Committed {
 pub(super) struct Appender {
     history: Arc<History>,
     account: Account,
+    /// Before, and not given back yet.
+    pending: Vec<(u64, u64)>,
     freed: Vec<(u64, u64)>,
     /// To be written where `account.end` is, less its length.
     buffer: Vec<u8>,
@@ -303,9 +308,10 @@ pub(super) struct Appender {
 
 impl Appender {
     /// Gives back space first.
-    pub(super) fn new(history: &Arc<History>, ledger: &mut Ledger) -> Result<Self, StoreError> {
-        ledger.sweep(&*history.storage)?;
-        Ok(Self { history: Arc::clone(history), account: ledger.account.clone(), freed: Vec::new(), buffer: Vec::new(), unsynced: 0 })
+    pub(super) fn new(history: &Arc<History>, ledger: &mut Ledger) -> Self {
+        ledger.sweep(&*history.storage);
+        let pending = ledger.freed.iter().flat_map(|freed| freed.ranges.iter().copied()).collect();
+        Self { history: Arc::clone(history), account: ledger.account.clone(), pending, freed: Vec::new(), buffer: Vec::new(), unsynced: 0 }
     }
 
     /// The files, in which everything is that was appended.
@@ -324,6 +330,8 @@ impl Appender {
         if room < len as u64 {
             self.flush()?;
             self.account.end += room;
+        } else if room == SEGMENT_BYTES {
+            self.flush()?;
         }
         let at = self.account.end;
         let filled = self.buffer.len();
@@ -342,7 +350,7 @@ impl Appender {
     pub(super) fn free(&mut self, value: &[u8]) -> Result<(), StoreError> {
         if let Some(extent) = Extent::decode(value)? {
             let Range { start, end } = extent.range();
-            self.account.free(start..end);
+            self.account.free(&(start..end))?;
             self.freed.push((start, end));
         }
         Ok(())
@@ -382,8 +390,8 @@ impl Appender {
             self.sync()?;
         }
         let freed = joined(std::mem::take(&mut self.freed));
-        self.account.freed.extend_from_slice(&freed);
-        self.account.freed.sort_unstable();
+        self.pending.extend_from_slice(&freed);
+        self.account.freed = joined(self.pending);
         Ok(Committed { account: self.account, freed })
     }
 }
@@ -394,13 +402,13 @@ impl Committed {
     }
 }
 
-/// In order, with those that touch made one.
+/// In order, with those that touch or overlap made one.
 fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     ranges.sort_unstable();
     let mut out: Vec<(u64, u64)> = Vec::new();
     for (from, to) in ranges {
         match out.last_mut() {
-            Some(last) if last.1 == from => last.1 = to,
+            Some(last) if last.1 >= from => last.1 = last.1.max(to),
             _ => out.push((from, to)),
         }
     }

@@ -82,20 +82,21 @@ impl SegmentFiles {
         self.dir.join(format!("{segment:010}"))
     }
 
-    /// Removes what a checkpoint that did not come about left behind `end`; checks that there is a file for each of `needed`.
-    pub(super) fn recover(&self, end: u64, needed: impl Iterator<Item = u32>) -> Result<(), StoreError> {
+    /// Removes what checkpoints that did not come about left behind `end`, and files of which no byte is counted in `live`; checks that
+    /// there is a file wherever one has some.
+    pub(super) fn recover(&self, end: u64, live: &BTreeMap<u32, u64>) -> Result<(), StoreError> {
         let failed = |path: &Path, cause: String, advice| StoreError::Open { path: path.to_owned(), cause, advice };
-        for segment in needed {
-            let path = self.path(segment);
+        for (segment, _) in live.iter().filter(|(_, live)| **live > 0) {
+            let path = self.path(*segment);
             if !path.is_file() {
                 return Err(failed(&path, "a history file is missing".into(), super::backend::REJOIN));
             }
         }
-        self.cut(end)
+        self.cut(end, live)
             .map_err(|e| failed(&self.dir, e.to_string(), "check the disk (space, permissions, kernel messages), then start again"))
     }
 
-    fn cut(&self, end: u64) -> io::Result<()> {
+    fn cut(&self, end: u64, live: &BTreeMap<u32, u64>) -> io::Result<()> {
         let entries = match std::fs::read_dir(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries?,
@@ -105,7 +106,7 @@ impl SegmentFiles {
             // Other names are not ours.
             let Some(segment) = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()) else { continue };
             let start = u64::from(segment) * SEGMENT_BYTES;
-            if start >= end {
+            if start >= end || !live.contains_key(&segment) {
                 std::fs::remove_file(&path)?;
             } else if end - start < SEGMENT_BYTES {
                 let file = File::options().write(true).open(&path)?;
@@ -154,6 +155,9 @@ impl Storage for SegmentFiles {
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let segment = segment_of(at);
+        if at % SEGMENT_BYTES + data.len() as u64 > SEGMENT_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a write reaches over a file's end"));
+        }
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).insert(segment);
         self.file(segment, true)?.write_all_at(data, at % SEGMENT_BYTES)
     }
@@ -170,7 +174,7 @@ impl Storage for SegmentFiles {
             file => file?,
         };
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&file, flags, from, range.end - range.start) {
+        match rustix::io::retry_on_intr(|| rustix::fs::fallocate(&file, flags, from, range.end - range.start)) {
             // A file system that knows no holes: the space comes back with the whole file.
             Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
             done => Ok(done?),
@@ -210,12 +214,16 @@ mod tests {
         assert_eq!(files.read(4096, &mut page).unwrap_err().kind(), io::ErrorKind::NotFound);
         std::fs::write(dir.path().join("kv.history/lost+found"), "").unwrap();
         let files = SegmentFiles::beside(&path);
-        files.recover(next + 4096, [1].into_iter()).unwrap();
+        files.recover(next + 4096, &BTreeMap::from([(1, 4096)])).unwrap();
         files.read(next, &mut page).unwrap();
         assert_eq!(files.read(next + 8192, &mut page).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert!(!dir.path().join("kv.history/0000000002").exists() && dir.path().join("kv.history/lost+found").exists());
-        let text = files.recover(next + 4096, [0, 1].into_iter()).unwrap_err().to_string();
+        let text = files.recover(next + 4096, &BTreeMap::from([(0, 1), (1, 1)])).unwrap_err().to_string();
         assert!(text.contains("kv.history/0000000000: a history file is missing; remove this member's data"), "{text}");
+        // No byte of it counts: it was to be removed when the power went.
+        files.recover(3 * next, &BTreeMap::new()).unwrap();
+        assert!(!dir.path().join("kv.history/0000000001").exists());
+        assert!(files.write(next - 4096, &[7; 4097]).is_err());
         // What is not there needs no freeing.
         files.free(0..4096).unwrap();
         files.forget(0).unwrap();

@@ -5,9 +5,10 @@ use super::auth::AuthState;
 use super::base::Base;
 use super::codec::{
     ALARMS, AUTH, FORMAT_VERSION, LOG_PLACES, META, META_HISTORY, META_MEMBERSHIP, META_STATE, SNAPSHOT_TABLES, STREAM_VERSION, State,
+    damaged,
 };
 use super::error::StoreError;
-use super::history::{Appender, History, INLINE_BYTES_MAX, Ledger};
+use super::history::{Appender, History, INLINE_BYTES_MAX, Ledger, is_outside};
 use super::store::Inner;
 use super::types::Keyspace;
 use crate::types::{Index, Revision, Term};
@@ -320,7 +321,7 @@ impl Drop for RestoreWriter {
 
 impl RestoreWriter {
     pub(super) fn new(inner: Arc<Inner>, ledger: &mut Ledger) -> Result<Self, StoreError> {
-        let mut appender = Appender::new(&inner.history, ledger)?;
+        let mut appender = Appender::new(&inner.history, ledger);
         appender.free_all();
         let mut txn = inner.db.begin_write()?;
         txn.set_durability(Durability::Immediate)?;
@@ -338,6 +339,9 @@ impl RestoreWriter {
         let Self { txn, parser, .. } = self;
         let Some((txn, appender)) = txn else { return parser.refuse("the stream has ended") };
         parser.push(chunk, &mut |place, key, value| {
+            if LOG_PLACES.contains(&place) && is_outside(value) {
+                return Err(damaged("log", "block", value));
+            }
             let is_block = LOG_PLACES.contains(&place) && value.len() >= INLINE_BYTES_MAX;
             let value = if is_block { appender.append(value)? } else { Cow::Borrowed(value) };
             txn.open_table(SNAPSHOT_TABLES[place].1)?.insert(key, &value[..])?;
@@ -361,8 +365,11 @@ impl RestoreWriter {
         }
         let alarms = Alarms::read(&txn.open_table(ALARMS)?)?;
         let auth = Arc::new(AuthState::load(&txn.open_table(AUTH)?)?);
+        // From here on what is in memory may not be what is in the file.
+        self.inner.broken.store(true, Ordering::Release);
         txn.commit()?;
         self.inner.replace(state, membership, alarms, auth, committed)?;
+        self.inner.broken.store(false, Ordering::Release);
         Ok((state.applied, state.term))
     }
 }

@@ -147,8 +147,8 @@ pub(super) struct Inner {
     recent_bytes: AtomicUsize,
     frozen_bytes: AtomicUsize,
     pub(super) restoring: AtomicBool,
-    /// A batch or checkpoint failed half-way.
-    broken: AtomicBool,
+    /// A batch, checkpoint or restore failed half-way.
+    pub(super) broken: AtomicBool,
 }
 
 /// A value that is always whole: a thread that panics over it leaves the old or the new one.
@@ -243,7 +243,7 @@ impl Store {
         make_file(path, |new| Self::with_engine(open_file(new, cache_bytes)?, |_| Ok(Box::new(SegmentFiles::beside(new)))).map(drop))?;
         Self::with_engine(open_file(path, cache_bytes)?, |account| {
             let files = SegmentFiles::beside(path);
-            files.recover(account.end, account.segments())?;
+            files.recover(account.end, &account.live)?;
             Ok(Box::new(files))
         })
     }

@@ -124,7 +124,7 @@ impl LossyDisk {
     }
 
     /// What the disk holds after a power cut.
-    fn after_power_cut(&self) -> Self {
+    pub(super) fn after_power_cut(&self) -> Self {
         let durable = self.lock().durable.clone();
         Disk::of(durable)
     }

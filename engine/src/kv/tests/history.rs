@@ -112,6 +112,94 @@ fn damage_is_found() {
     assert!(text.contains("check the disk"), "{text}");
 }
 
+/// Blocks often end exactly where a file does: the next one is the first of the next file.
+#[test]
+fn what_lies_at_the_border_of_files_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, history) = (dir.path().join("kv.redb"), dir.path().join("kv.history"));
+    let (store, model) = (Store::open(&path, 1 << 20).unwrap(), memory());
+    // Some records that fill blocks exactly, so that borders are hit, and others.
+    let lens = [512 - 8 - 12 - 41 - 2, 300, 60, 2_000];
+    let mut events = 0;
+    for round in 0..40 {
+        for _ in 0..200 {
+            events += 1;
+            let value = "v".repeat(lens[if round % 4 == 0 { 0 } else { events % lens.len() }]);
+            for store in [&store, &model] {
+                run(store, put(&format!("k{}", events % 7), &value));
+            }
+        }
+        store.checkpoint().unwrap();
+    }
+    model.checkpoint().unwrap();
+    assert!(files(&history).len() > 20);
+    for name in files(&history) {
+        assert!(std::fs::metadata(history.join(name)).unwrap().len() <= crate::kv::segments::SEGMENT_BYTES);
+    }
+    let page = |store: &Store| store.events_since(U, Revision(2), store.revision(U), usize::MAX).unwrap();
+    let hash = model.hash_all().unwrap();
+    assert_eq!(store.hash_all().unwrap(), hash);
+    assert_eq!(page(&store), page(&model));
+    let all = stream(store.last_checkpoint().unwrap());
+    drop(store);
+    let store = Store::open(&path, 1 << 20).unwrap();
+    assert_eq!(store.hash_all().unwrap(), hash);
+    // A restore writes all of it behind what there is.
+    store.restore(all.chunks(10_000).map(Bytes::copy_from_slice)).unwrap();
+    assert_eq!(store.hash_all().unwrap(), hash);
+    for name in files(&history) {
+        assert!(std::fs::metadata(history.join(name)).unwrap().len() <= crate::kv::segments::SEGMENT_BYTES);
+    }
+    drop(store);
+    assert_eq!(Store::open(&path, 1 << 20).unwrap().hash_all().unwrap(), hash);
+}
+
+/// A restore that is given up leaves its blocks behind; what follows is written over them. One that is completed leaves the old ones
+/// to who reads them.
+#[test]
+fn restores_given_up_and_completed() {
+    let source = memory();
+    fill(&source, 7, 200);
+    let incoming = stream(source.snapshot().unwrap());
+    let disk = LossyDisk::default();
+    let store = disk.open();
+    fill(&store, 1, 100);
+    store.checkpoint().unwrap();
+    let before = stream(store.last_checkpoint().unwrap());
+    let mut writer = store.begin_restore().unwrap();
+    writer.push(&incoming[..incoming.len() - 1]).unwrap();
+    assert!(matches!(writer.finish(), Err(StoreError::SnapshotRefused { .. })));
+    assert_eq!(stream(store.last_checkpoint().unwrap()), before);
+    fill(&store, 2, 100);
+    store.checkpoint().unwrap();
+    let second = stream(store.last_checkpoint().unwrap());
+    assert_eq!(stream(disk.after_power_cut().open().last_checkpoint().unwrap()), second);
+
+    let old = store.last_checkpoint().unwrap();
+    store.restore([Bytes::copy_from_slice(&incoming)].into_iter()).unwrap();
+    for round in 8..11 {
+        fill(&store, round, 100);
+        store.checkpoint().unwrap();
+    }
+    assert_eq!(stream(old), second);
+    store.checkpoint().unwrap();
+    assert_eq!(read(&store, &at(201)), read(&source, &at(201)));
+    assert_eq!(read(&disk.after_power_cut().open(), &all()), read(&store, &all()));
+}
+
+/// Large records do not stay in the tables, though they are the last of their checkpoint.
+#[test]
+fn large_last_blocks_lie_outside() {
+    let disk = LossyDisk::default();
+    let store = disk.open();
+    for i in 0..5 {
+        run(&store, put("large", &"y".repeat(2_000 + i)));
+        store.checkpoint().unwrap();
+        assert!(disk.lock().volatile[HISTORY].len() > 2_000 * (i + 1));
+    }
+    assert_eq!(disk.open().get(U, b"large").unwrap().unwrap().value.len(), 2_004);
+}
+
 fn stream_or_error(store: &Store) -> Result<(), StoreError> {
     store.last_checkpoint()?.try_for_each(|chunk| chunk.map(drop))
 }
