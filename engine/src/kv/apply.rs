@@ -156,11 +156,11 @@ impl<'t> Writer<'t> {
         }
         for (keyspace, hashes) in [Keyspace::User, Keyspace::System].into_iter().zip(&hashes).filter(|(_, hashes)| hashes.len() >= WARM_MIN)
         {
-            self.keyspaces[keyspace as usize].warm(hashes);
+            let mut left = self.keyspaces[keyspace as usize].warm(hashes);
             if let Some(frozen) = self.frozen {
-                frozen.keyspace(keyspace).warm(hashes);
+                left = frozen.keyspace(keyspace).warm(&left);
             }
-            self.base.keyspaces[keyspace as usize].warm(hashes);
+            self.base.keyspaces[keyspace as usize].warm(&left);
         }
     }
 

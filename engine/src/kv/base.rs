@@ -43,7 +43,7 @@ pub(super) struct BaseKeyspace {
     /// The last revision in them.
     pub revision: u64,
     /// Some of what is in them.
-    known: Known,
+    pub known: Known,
 }
 
 pub(super) fn read_state(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Option<(State, Option<Bytes>)>, StoreError> {

@@ -213,11 +213,12 @@ impl<'a> Logged<'a> {
 /// Appends `key` so that byte order stays key order with something following: a zero byte becomes `00 ff`,
 /// the end is `00 00`.
 fn escape(key: &[u8], out: &mut Vec<u8>) {
-    for (i, part) in key.split(|byte| *byte == 0).enumerate() {
-        if i != 0 {
-            out.extend_from_slice(&[0, 0xff]);
+    if key.contains(&0) {
+        for byte in key {
+            out.extend_from_slice(if *byte == 0 { &[0, 0xff] } else { std::slice::from_ref(byte) });
         }
-        out.extend_from_slice(part);
+    } else {
+        out.extend_from_slice(key);
     }
     out.extend_from_slice(&[0, 0]);
 }
@@ -225,9 +226,15 @@ fn escape(key: &[u8], out: &mut Vec<u8>) {
 /// The key in `index`: a user key and a main revision.
 pub(super) fn index_key(key: &[u8], main: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(key.len() + 12);
-    escape(key, &mut out);
-    out.extend_from_slice(&main.to_be_bytes());
+    write_index_key(key, main, &mut out);
     out
+}
+
+/// The same, in place of what `out` holds.
+pub(super) fn write_index_key(key: &[u8], main: u64, out: &mut Vec<u8>) {
+    out.clear();
+    escape(key, out);
+    out.extend_from_slice(&main.to_be_bytes());
 }
 
 /// Takes an `index` key apart.

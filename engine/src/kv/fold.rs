@@ -3,11 +3,13 @@
 
 use super::block;
 use super::codec::{
-    FORMAT_VERSION, META, META_HISTORY, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, index_key, index_value, tables_of,
+    FORMAT_VERSION, META, META_HISTORY, META_MEMBERSHIP, META_STATE, PLAIN_TABLES, Rev, State, damaged, index_value, tables_of,
+    write_index_key,
 };
 use super::current::Merger;
 use super::error::StoreError;
 use super::history::{self, Appender, Committed, History, Ledger};
+use super::known::Written;
 use super::overlay::{Change, Overlay, Recent};
 use super::runs::{self, RUNS_MERGED, RunCursor, RunSizes};
 use super::types::Keyspace;
@@ -51,6 +53,15 @@ pub(super) struct Folding {
     /// Of both key spaces' indices.
     pub sizes: [RunSizes; 2],
     pub ledger: Ledger,
+}
+
+/// What a checkpoint did.
+pub(super) struct Folded {
+    /// As it stands in the file: with garbage collected, and all bytes counted.
+    pub state: State,
+    pub committed: Committed,
+    /// The keys of both key spaces.
+    pub written: [Written; 2],
 }
 
 /// A checkpoint's transactions: all but the last are held in memory, to become durable with the last, or not at all.
@@ -112,7 +123,6 @@ impl<'d> Steps<'d> {
 pub(super) type Pace<'p> = &'p dyn Fn(f64);
 
 /// Writes the overlay, and the state that it led to; looks at about `garbage_max` changes for garbage.
-/// Returns the state as it stands in the file: with garbage collected, and all bytes counted.
 pub(super) fn fold(
     (db, history): (&Database, &Arc<History>),
     overlay: &Overlay,
@@ -121,7 +131,7 @@ pub(super) fn fold(
     folding: &mut Folding,
     garbage_max: usize,
     pace: Pace<'_>,
-) -> Result<(State, Committed), StoreError> {
+) -> Result<Folded, StoreError> {
     let mut appender = Appender::new(history, &mut folding.ledger);
     let mut steps = Steps::new(db, overlay, pace);
     for (changes, table) in overlay.plain.iter().zip(PLAIN_TABLES) {
@@ -137,9 +147,11 @@ pub(super) fn fold(
         }
     }
     let mut left = garbage_max;
+    let mut written = [const { None }; 2];
     for keyspace in [Keyspace::User, Keyspace::System] {
         let sizes = &mut folding.sizes[keyspace as usize];
-        fold_keyspace(&mut steps, keyspace, overlay.keyspace(keyspace), &mut state, sizes, &mut appender, &mut left)?;
+        written[keyspace as usize] =
+            fold_keyspace(&mut steps, keyspace, overlay.keyspace(keyspace), &mut state, sizes, &mut appender, &mut left)?;
     }
     let committed = appender.finish()?;
     {
@@ -151,7 +163,7 @@ pub(super) fn fold(
         }
     }
     steps.commit()?;
-    Ok((state, committed))
+    Ok(Folded { state, committed, written: written.map(Option::unwrap_or_default) })
 }
 
 fn fold_keyspace(
@@ -162,24 +174,27 @@ fn fold_keyspace(
     sizes: &mut RunSizes,
     appender: &mut Appender,
     left: &mut usize,
-) -> Result<(), StoreError> {
+) -> Result<Option<Written>, StoreError> {
     let numbers = &mut state.keyspaces[keyspace as usize];
     if recent.last().is_none() && numbers.collected >= numbers.compact {
-        return Ok(());
+        return Ok(None);
     }
     let used = &mut state.used_bytes;
     let keys = recent.in_order();
     let mut superseded = Superseded::new(recent);
+    let mut written = Written::with_capacity(keys.len());
     for some in keys.chunks(STEP_KEYS) {
         let mut tables = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?;
-        let dirtied = Merger::new(&mut tables.current, tables.used).merge(&recent.last_of_all(some))?;
+        let last = recent.last_of_all(some);
+        let dirtied = Merger::new(&mut tables.current, tables.used).merge(&last)?;
+        last.iter().zip(some).for_each(|(change, place)| written.push(change, recent.hash_of(*place)));
         let indexed = superseded.write(&mut tables, recent, some)?;
         drop(tables);
         steps.worked(some.len(), dirtied + indexed)?;
     }
     superseded.finish(&mut Tables::open(steps.txn()?, keyspace, used, sizes, appender)?)?;
     let mut block = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?.last_block()?;
-    for some in recent.log_pieces().flat_map(|piece| piece.chunks(STEP_KEYS)) {
+    for some in recent.log_pieces().flat_map(|piece| piece.chunks(4 * STEP_KEYS)) {
         let dirtied = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?.write_log(&mut block, some)?;
         steps.worked(some.len(), dirtied)?;
     }
@@ -194,7 +209,7 @@ fn fold_keyspace(
         *left = left.saturating_sub(looked.max(1));
         numbers.collected = collected;
     }
-    Ok(())
+    Ok(Some(written))
 }
 
 /// Puts records that come in order into blocks of a table.
@@ -234,21 +249,23 @@ struct Superseded {
     /// The last revision that it is about.
     upto: u64,
     packer: Packer,
+    key: Vec<u8>,
 }
 
 impl Superseded {
     fn new(recent: &Recent) -> Self {
-        Self { upto: recent.last().map_or(0, |change| change.rev.main), packer: Packer::default() }
+        Self { upto: recent.last().map_or(0, |change| change.rev.main), packer: Packer::default(), key: Vec::new() }
     }
 
     /// Those of some keys, which come in order; says how many bytes they are.
     fn write(&mut self, tables: &mut Tables<'_, '_>, recent: &Recent, keys: &[u32]) -> Result<usize, StoreError> {
         let mut bytes = 0;
         let mut add = |key: &[u8], rev: Rev, tombstone: bool| {
-            let (key, value) = (index_key(key, rev.main), index_value(rev.sub, tombstone));
-            *tables.used += record_bytes(&key, &value);
+            write_index_key(key, rev.main, &mut self.key);
+            let (key, value) = (&self.key[..], index_value(rev.sub, tombstone));
+            *tables.used += record_bytes(key, &value);
             bytes += key.len() + value.len();
-            self.packer.push(&mut tables.index, || runs::block_key(self.upto, &key), &key, &value)
+            self.packer.push(&mut tables.index, || runs::block_key(self.upto, key), key, &value)
         };
         for change in keys.iter().flat_map(|&key| recent.changes_of(key)) {
             if change.prev != Rev::NONE {

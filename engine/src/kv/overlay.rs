@@ -54,6 +54,8 @@ impl Change {
 #[derive(Debug)]
 struct Versions {
     last: u32,
+    /// The key's.
+    hash: KeyHash,
     /// Those before it; mostly there are none, and then this takes a pointer's room.
     #[allow(clippy::box_collection, reason = "mostly absent: it halves the record")]
     older: Option<Box<Vec<u32>>>,
@@ -148,14 +150,16 @@ impl Places {
         self.0.find(hash.spread(), |place| place.hash == hash && is_it(place.at)).map(|place| place.at)
     }
 
-    /// The numbers of keys that have these hashes: nearly always those that are looked for.
-    pub(super) fn likely(&self, hashes: &[KeyHash]) -> Vec<u32> {
-        let likely = |hash: &KeyHash| self.0.find(hash.spread(), |place| place.hash == *hash).map(|place| place.at);
-        hashes.iter().filter_map(likely).collect()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (KeyHash, u32)> {
-        self.0.iter().map(|place| (place.hash, place.at))
+    /// The numbers of keys that have these hashes, nearly always those that are looked for; and the hashes that no key has.
+    pub(super) fn likely(&self, hashes: &[KeyHash]) -> (Vec<u32>, Vec<KeyHash>) {
+        let (mut likely, mut left) = (Vec::with_capacity(hashes.len()), Vec::new());
+        for &hash in hashes {
+            match self.0.find(hash.spread(), |place| place.hash == hash) {
+                Some(place) => likely.push(place.at),
+                None => left.push(hash),
+            }
+        }
+        (likely, left)
     }
 }
 
@@ -186,7 +190,7 @@ impl Recent {
             return;
         }
         let place = u32::try_from(self.versions.len()).unwrap_or(u32::MAX);
-        self.versions.push(Versions { last: at, older: None });
+        self.versions.push(Versions { last: at, hash, older: None });
         self.log.push(change);
         self.places.insert(hash, place);
         let Self { log, versions, order, .. } = self;
@@ -198,9 +202,12 @@ impl Recent {
     }
 
     /// Reads what looking for these keys will read, so that it is in the processor's caches by then. One by one, each look-up waits for
-    /// memory five times over, each time for an address that was read just before; here the waits of many keys overlap.
-    pub(super) fn warm(&self, hashes: &[KeyHash]) {
-        self.last_of_all(&self.places.likely(hashes));
+    /// memory five times over, each time for an address that was read just before; here the waits of many keys overlap. Returns those that
+    /// are not in here.
+    pub(super) fn warm(&self, hashes: &[KeyHash]) -> Vec<KeyHash> {
+        let (likely, left) = self.places.likely(hashes);
+        self.last_of_all(&likely);
+        left
     }
 
     fn at(&self, place: u32) -> &Change {
@@ -270,9 +277,9 @@ impl Recent {
         self.order.all(|place| self.key(place))
     }
 
-    /// All keys as [`Self::in_order`], with their hashes; in no order, so that nothing that is kept may depend on it.
-    pub(super) fn hashed(&self) -> (Vec<KeyHash>, Vec<u32>) {
-        self.places.iter().unzip()
+    /// A key's hash.
+    pub(super) fn hash_of(&self, place: u32) -> KeyHash {
+        self.versions[place as usize].hash
     }
 
     /// The last changes of some keys. They lie anywhere in memory, and are read here so that the waits for it overlap.
@@ -287,7 +294,7 @@ impl Recent {
 
     /// A key's changes, ascending.
     pub(super) fn changes_of(&self, place: u32) -> impl Iterator<Item = &Change> {
-        let Versions { last, older } = &self.versions[place as usize];
+        let Versions { last, older, .. } = &self.versions[place as usize];
         older.as_deref().into_iter().flatten().chain([last]).map(|&place| self.at(place))
     }
 }

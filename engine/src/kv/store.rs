@@ -11,7 +11,7 @@ use super::codec::{
     damaged,
 };
 use super::error::{ReadError, StoreError};
-use super::fold::{Folding, Pace, fold};
+use super::fold::{Folded, Folding, Pace, fold};
 use super::history::{Account, Committed, History, Ledger};
 use super::known::Known;
 use super::overlay::{Changes, Overlay};
@@ -448,13 +448,16 @@ impl Store {
         };
         let Inner { db, history, .. } = &*self.inner;
         let folded = fold((db, history), &read_lock(&overlay), state, membership.as_ref(), &mut folding, garbage_max, &pace);
-        let folded = folded.and_then(|folded| {
-            let known = read_lock(&overlay).keyspaces.each_ref().map(Known::of);
-            Ok((folded, Arc::new(Base::open(db, history, known)?)))
+        let old = self.layers().base;
+        let folded = folded.and_then(|Folded { state, committed, written: [user, system] }| {
+            let [known_user, known_system] = old.keyspaces.each_ref().map(|keyspace| &keyspace.known);
+            let known = [known_user.and(user), known_system.and(system)];
+            Ok((state, committed, Arc::new(Base::open(db, history, known)?)))
         });
-        let ((folded, committed), base) = folded.inspect_err(|_| self.inner.broken.store(true, Ordering::Release))?;
+        let (folded, committed, base) = folded.inspect_err(|_| self.inner.broken.store(true, Ordering::Release))?;
         drop(ManuallyDrop::into_inner(open));
-        folding.ledger.committed(history, committed, &self.layers().base.txn);
+        folding.ledger.committed(history, committed, &old.txn);
+        drop(old);
         let _turn = lock(&self.inner.writer);
         let mut layers = lock(&self.inner.layers);
         layers.base = base;

@@ -28,6 +28,8 @@ use tokio::time::Sleep;
 const BATCH_MAX: usize = 1024;
 /// What a checkpoint sleeps before it looks whether it has become urgent.
 const REST_MAX: Duration = Duration::from_millis(10);
+/// And for less than this it does not sleep: waking up has its price.
+const REST_MIN: Duration = Duration::from_millis(2);
 /// Events of one watcher in one update.
 const WATCH_EVENTS_MAX: usize = 1000;
 
@@ -105,6 +107,9 @@ struct Driver<I: Io> {
 fn rest(begun: Instant, due: Duration, urgent: &dyn Fn() -> bool) -> Duration {
     let start = begun.elapsed();
     let mut now = start;
+    if due < start + REST_MIN {
+        return Duration::ZERO;
+    }
     while now < due && !urgent() {
         std::thread::sleep(REST_MAX.min(due - now));
         now = begun.elapsed();
