@@ -187,7 +187,7 @@ fn fold_keyspace(
         let mut tables = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?;
         let last = recent.last_of_all(some);
         let dirtied = Merger::new(&mut tables.current, tables.used).merge(&last)?;
-        last.iter().zip(some).for_each(|(change, place)| written.push(change, recent.hash_of(*place)));
+        last.iter().for_each(|change| written.push(change));
         let indexed = superseded.write(&mut tables, recent, some)?;
         drop(tables);
         steps.worked(some.len(), dirtied + indexed)?;

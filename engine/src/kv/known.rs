@@ -4,7 +4,8 @@
 //! where looking them up takes longer than the put itself. Keys that changed lately are those that will change next: so what the last
 //! two checkpoints knew of them is kept.
 
-use super::overlay::{Change, KeyHash, Places};
+use super::codec::Rev;
+use super::overlay::{Change, KeyHash, Places, ShortKey};
 use super::read::Numbers;
 use std::sync::Arc;
 
@@ -12,22 +13,32 @@ use std::sync::Arc;
 /// puts to the file, two leave 1 to 4.)
 const CHECKPOINTS: usize = 2;
 
-/// The keys that one checkpoint wrote. They take some 80 bytes each, besides their own.
+/// The keys that one checkpoint wrote. They take some 80 bytes each, besides their own if they are long.
 #[derive(Debug, Default)]
 pub(super) struct Written {
+    /// Those of which [`Version`] has the beginning only.
     keys: Vec<u8>,
     versions: Vec<Version>,
     /// In `versions`.
     places: Places,
 }
 
-#[derive(Debug)]
+/// In one line of the processor's cache.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 struct Version {
-    key_start: usize,
-    key_end: usize,
-    /// `None`: it was deleted.
-    numbers: Option<Numbers>,
+    key: ShortKey,
+    /// In `keys`.
+    start: usize,
+    sub: u32,
+    main: u64,
+    create: u64,
+    /// 0: it was deleted.
+    version: u64,
+    lease: i64,
 }
+
+const _: () = assert!(size_of::<Version>() == 64);
 
 impl Written {
     pub(super) fn with_capacity(keys: usize) -> Self {
@@ -35,27 +46,37 @@ impl Written {
     }
 
     /// The last change of a key that is not in here yet.
-    pub(super) fn push(&mut self, change: &Change, hash: KeyHash) {
-        let at = u32::try_from(self.versions.len()).unwrap_or(u32::MAX);
-        let key_start = self.keys.len();
-        self.keys.extend_from_slice(&change.key);
-        self.versions.push(Version { key_start, key_end: self.keys.len(), numbers: Numbers::of_change(change) });
-        self.places.insert(hash, at);
+    pub(super) fn push(&mut self, change: &Change) {
+        let Change { rev: Rev { main, sub }, create, version, lease, delete, .. } = *change;
+        let (key, start) = (ShortKey::of(&change.key), self.keys.len());
+        if key.is_cut() {
+            self.keys.extend_from_slice(&change.key);
+        }
+        self.places.insert(KeyHash::of(&change.key), u32::try_from(self.versions.len()).unwrap_or(u32::MAX));
+        let version = if delete { 0 } else { version };
+        self.versions.push(Version { key, start, sub, main, create, version, lease });
     }
 
     fn warm(&self, hashes: &[KeyHash]) -> Vec<KeyHash> {
         let (likely, left) = self.places.likely(hashes);
-        let starts: Vec<usize> = likely.iter().map(|&at| self.versions[at as usize].key_start).collect();
-        std::hint::black_box(starts.iter().fold(0, |sum: u8, &start| sum.wrapping_add(self.keys.get(start).copied().unwrap_or(0))));
+        let versions: Vec<&Version> = likely.iter().map(|&at| &self.versions[at as usize]).collect();
+        let mut sum = versions.iter().fold(0, |sum: u64, version| sum.wrapping_add(version.main));
+        for version in versions.iter().filter(|version| version.key.is_cut()) {
+            sum = sum.wrapping_add(self.keys.get(version.start).copied().map_or(0, u64::from));
+        }
+        std::hint::black_box(sum);
         left
     }
 
     fn get(&self, key: &[u8], hash: KeyHash) -> Option<Option<Numbers>> {
+        let short = ShortKey::of(key);
         let is_it = |at: u32| {
-            let Version { key_start, key_end, .. } = self.versions[at as usize];
-            self.keys[key_start..key_end] == *key
+            let Version { key: own, start, .. } = self.versions[at as usize];
+            own == short && (!own.is_cut() || self.keys[start..start + key.len()] == *key)
         };
-        self.places.find(hash, is_it).map(|at| self.versions[at as usize].numbers)
+        let found = self.places.find(hash, is_it)?;
+        let Version { sub, main, create, version, lease, .. } = self.versions[found as usize];
+        Some((version > 0).then_some(Numbers { rev: Rev { main, sub }, create, version, lease }))
     }
 }
 

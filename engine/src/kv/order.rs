@@ -12,17 +12,19 @@ use std::ops::Bound;
 /// Keys that are added to the last run before it is merged.
 const RUN_MIN: usize = 128;
 /// Bytes of a key that stand in its slot.
-const HEAD_BYTES: usize = 16;
+pub(super) const HEAD_BYTES: usize = 16;
+
+/// A key's first bytes as numbers that compare as they do; what is missing counts as zeros, so equal heads say nothing of the keys' lengths.
+type Head = [u64; 2];
 
 /// A key: its first bytes, and the caller's number for it.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    head: [u64; 2],
+    head: Head,
     place: u32,
 }
 
-/// The first bytes of a key as numbers that compare as they do; what is missing counts as zeros, so equal heads say nothing.
-fn head(key: &[u8]) -> [u64; 2] {
+pub(super) fn head(key: &[u8]) -> [u64; 2] {
     let mut bytes = [0; HEAD_BYTES];
     let n = key.len().min(HEAD_BYTES);
     bytes[..n].copy_from_slice(&key[..n]);
@@ -85,7 +87,7 @@ impl Order {
 }
 
 /// How a slot's key compares with another, whose head is known.
-fn compare<'k>(slot: &Slot, other_head: [u64; 2], other: &[u8], key: &impl Fn(u32) -> &'k Bytes) -> Ordering {
+fn compare<'k>(slot: &Slot, other_head: Head, other: &[u8], key: &impl Fn(u32) -> &'k Bytes) -> Ordering {
     slot.head.cmp(&other_head).then_with(|| key(slot.place)[..].cmp(other))
 }
 

@@ -6,7 +6,8 @@
 //! ([`super::fold`]), where a page is then written once for many changes.
 
 use super::codec::{Logged, PLAIN_TABLES, Rev};
-use super::order::Order;
+use super::order::{HEAD_BYTES, Order, head};
+use super::read::Numbers;
 use super::types::{KeyValue, Keyspace};
 use crate::types::Revision;
 use bytes::Bytes;
@@ -50,52 +51,114 @@ impl Change {
     }
 }
 
-/// Where a key's changes stand in [`Recent::log`], ascending.
+/// A key, and what there is to know of its last change, in one line of the processor's cache: most of a put's time goes into waiting for
+/// memory, and changes and keys lie all over it.
 #[derive(Debug)]
-struct Versions {
+#[repr(align(64))]
+struct Entry {
+    key: ShortKey,
+    /// Where its changes stand in [`Recent::log`], ascending: the last of them.
     last: u32,
-    /// The key's.
-    hash: KeyHash,
+    sub: u32,
+    /// The lease is to be looked for in the change.
+    leased: bool,
+    main: u64,
+    create: u64,
+    /// 0: deleted.
+    version: u64,
     /// Those before it; mostly there are none, and then this takes a pointer's room.
-    #[allow(clippy::box_collection, reason = "mostly absent: it halves the record")]
+    #[allow(clippy::box_collection, reason = "mostly absent: it keeps the record in its line")]
     older: Option<Box<Vec<u32>>>,
 }
 
-/// Changes in one piece of [`Log`].
-const PIECE_LEN: usize = 1 << 10;
+const _: () = assert!(size_of::<Entry>() == 64);
 
-/// Changes by revision, ascending: so one is found by a binary search. In pieces, since a long vector that grows moves
-/// all that it holds into fresh memory, which the kernel has to clear first (an eighth of the time under transactions).
-#[derive(Debug, Default)]
-struct Log {
-    /// All but the last are full.
-    pieces: Vec<Vec<Change>>,
+impl Entry {
+    fn new(change: &Change, at: u32) -> Self {
+        let Change { rev: Rev { main, sub }, create, version, lease, delete, .. } = *change;
+        let version = if delete { 0 } else { version };
+        Self { key: ShortKey::of(&change.key), last: at, sub, leased: lease != 0, main, create, version, older: None }
+    }
+
+    /// One more change of the same key.
+    fn push(&mut self, change: &Change, at: u32) {
+        self.older.get_or_insert_default().push(self.last);
+        let older = self.older.take();
+        *self = Self { older, ..Self::new(change, at) };
+    }
 }
 
-impl Log {
+/// A key's length and first bytes: all of it, if it is short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ShortKey {
+    /// [`head`], in halves, which leave no gap behind the length.
+    head: [u32; 4],
+    len: u32,
+}
+
+impl ShortKey {
+    pub(super) fn of(key: &[u8]) -> Self {
+        let [a, b] = head(key);
+        let head = [(a >> 32) as u32, a as u32, (b >> 32) as u32, b as u32];
+        Self { head, len: u32::try_from(key.len()).unwrap_or(u32::MAX) }
+    }
+
+    /// Whether keys that are equal in this may differ yet.
+    pub(super) fn is_cut(self) -> bool {
+        self.len as usize > HEAD_BYTES
+    }
+}
+
+/// Elements of one piece of [`Pieces`].
+const PIECE_LEN: usize = 1 << 10;
+
+/// A vector in pieces, since a long one that grows moves all that it holds into fresh memory, which the kernel has to clear first (an eighth of
+/// the time under transactions).
+#[derive(Debug)]
+struct Pieces<T> {
+    /// All but the last are full.
+    pieces: Vec<Vec<T>>,
+}
+
+impl<T> Default for Pieces<T> {
+    fn default() -> Self {
+        Self { pieces: Vec::new() }
+    }
+}
+
+impl<T> Pieces<T> {
     fn len(&self) -> usize {
         self.pieces.last().map_or(0, |last| (self.pieces.len() - 1) * PIECE_LEN + last.len())
     }
 
-    fn push(&mut self, change: Change) {
+    fn push(&mut self, element: T) {
         match self.pieces.last_mut() {
-            Some(last) if last.len() < PIECE_LEN => last.push(change),
+            Some(last) if last.len() < PIECE_LEN => last.push(element),
             _ => {
                 let mut piece = Vec::with_capacity(PIECE_LEN);
-                piece.push(change);
+                piece.push(element);
                 self.pieces.push(piece);
             }
         }
     }
 
-    fn at(&self, place: u32) -> &Change {
+    fn at(&self, place: u32) -> &T {
         &self.pieces[place as usize / PIECE_LEN][place as usize % PIECE_LEN]
     }
 
-    fn last(&self) -> Option<&Change> {
-        self.pieces.last()?.last()
+    fn at_mut(&mut self, place: u32) -> &mut T {
+        &mut self.pieces[place as usize / PIECE_LEN][place as usize % PIECE_LEN]
     }
 
+    fn last(&self) -> Option<&T> {
+        self.pieces.last()?.last()
+    }
+}
+
+/// Changes by revision, ascending: so one is found by a binary search.
+type Log = Pieces<Change>;
+
+impl Log {
     /// The piece that holds the first change at or after `rev`, and that change's place in it.
     fn from(&self, rev: Rev) -> (&[Change], usize) {
         let piece = self.pieces.partition_point(|piece| piece.last().is_some_and(|last| last.rev < rev));
@@ -169,9 +232,9 @@ impl Places {
 #[derive(Debug, Default)]
 pub(super) struct Recent {
     log: Log,
-    /// Of each key, in the order in which the keys came.
-    versions: Vec<Versions>,
-    /// In `versions`.
+    /// The keys, in the order in which they came.
+    entries: Pieces<Entry>,
+    /// In `entries`.
     places: Places,
     order: Order,
     bytes: usize,
@@ -184,21 +247,21 @@ impl Recent {
         self.bytes += change.key.len() + change.value.len() + CHANGE_OVERHEAD_BYTES;
         let at = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
         if let Some(place) = self.place(&change.key, hash) {
-            let versions = &mut self.versions[place as usize];
-            versions.older.get_or_insert_default().push(std::mem::replace(&mut versions.last, at));
+            self.entries.at_mut(place).push(&change, at);
             self.log.push(change);
             return;
         }
-        let place = u32::try_from(self.versions.len()).unwrap_or(u32::MAX);
-        self.versions.push(Versions { last: at, hash, older: None });
+        let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        self.entries.push(Entry::new(&change, at));
         self.log.push(change);
         self.places.insert(hash, place);
-        let Self { log, versions, order, .. } = self;
-        order.insert(place, |place| key_of(log, versions, place));
+        let Self { log, entries, order, .. } = self;
+        order.insert(place, |place| key_of(log, entries, place));
     }
 
     fn place(&self, key: &[u8], hash: KeyHash) -> Option<u32> {
-        self.places.find(hash, |at| self.key(at) == key)
+        let short = ShortKey::of(key);
+        self.places.find(hash, |at| self.entries.at(at).key == short && (!short.is_cut() || self.key(at) == key))
     }
 
     /// Reads what looking for these keys will read, so that it is in the processor's caches by then. One by one, each look-up waits for
@@ -206,7 +269,12 @@ impl Recent {
     /// are not in here.
     pub(super) fn warm(&self, hashes: &[KeyHash]) -> Vec<KeyHash> {
         let (likely, left) = self.places.likely(hashes);
-        self.last_of_all(&likely);
+        let entries: Vec<&Entry> = likely.iter().map(|&at| self.entries.at(at)).collect();
+        let mut sum = entries.iter().fold(0, |sum: u64, entry| sum.wrapping_add(entry.main));
+        for entry in entries.iter().filter(|entry| entry.key.is_cut()) {
+            sum = sum.wrapping_add(self.at(entry.last).key.first().copied().map_or(0, u64::from));
+        }
+        std::hint::black_box(sum);
         left
     }
 
@@ -215,16 +283,15 @@ impl Recent {
     }
 
     fn key(&self, place: u32) -> &Bytes {
-        key_of(&self.log, &self.versions, place)
+        key_of(&self.log, &self.entries, place)
     }
 
     fn of(&self, place: u32, at: u64) -> Option<&Change> {
-        let versions = &self.versions[place as usize];
-        let last = self.at(versions.last);
-        if last.rev.main <= at {
-            return Some(last);
+        let entry = self.entries.at(place);
+        if entry.main <= at {
+            return Some(self.at(entry.last));
         }
-        let older = versions.older.as_deref()?;
+        let older = entry.older.as_deref()?;
         let later = older.partition_point(|&place| self.at(place).rev.main <= at);
         later.checked_sub(1).map(|i| self.at(older[i]))
     }
@@ -234,7 +301,18 @@ impl Recent {
         self.of(self.place(key, hash)?, at)
     }
 
-    /// The same for each key in the bounds that has one, in order.
+    /// The numbers of that change, cheaper.
+    pub(super) fn numbers(&self, key: &[u8], hash: KeyHash, at: u64) -> Option<Option<Numbers>> {
+        let place = self.place(key, hash)?;
+        let Entry { sub, main, create, version, last, leased, .. } = *self.entries.at(place);
+        if main > at {
+            return self.of(place, at).map(Numbers::of_change);
+        }
+        let rev = Rev { main, sub };
+        Some((version > 0).then(|| Numbers { rev, create, version, lease: if leased { self.at(last).lease } else { 0 } }))
+    }
+
+    /// The same as [`Self::get`] for each key in the bounds that has one, in order.
     pub(super) fn range<'a>(&'a self, bounds: super::read::Bounds<'_>, at: u64) -> impl DoubleEndedIterator<Item = &'a Change> {
         self.order.range(bounds, |place| self.key(place)).filter_map(move |place| self.of(place, at))
     }
@@ -264,7 +342,7 @@ impl Recent {
 
     /// And of how many keys.
     pub(super) fn keys(&self) -> usize {
-        self.versions.len()
+        self.entries.len()
     }
 
     /// The latest change.
@@ -277,14 +355,9 @@ impl Recent {
         self.order.all(|place| self.key(place))
     }
 
-    /// A key's hash.
-    pub(super) fn hash_of(&self, place: u32) -> KeyHash {
-        self.versions[place as usize].hash
-    }
-
     /// The last changes of some keys. They lie anywhere in memory, and are read here so that the waits for it overlap.
     pub(super) fn last_of_all(&self, places: &[u32]) -> Vec<&Change> {
-        let last: Vec<u32> = places.iter().map(|&place| self.versions[place as usize].last).collect();
+        let last: Vec<u32> = places.iter().map(|&place| self.entries.at(place).last).collect();
         let last: Vec<&Change> = last.iter().map(|&at| self.at(at)).collect();
         let revisions = last.iter().fold(0, |sum: u64, change| sum.wrapping_add(change.rev.main));
         let bytes = last.iter().filter_map(|change| change.key.first()).fold(0, |sum: u8, byte| sum.wrapping_add(*byte));
@@ -294,13 +367,13 @@ impl Recent {
 
     /// A key's changes, ascending.
     pub(super) fn changes_of(&self, place: u32) -> impl Iterator<Item = &Change> {
-        let Versions { last, older, .. } = &self.versions[place as usize];
+        let Entry { last, older, .. } = self.entries.at(place);
         older.as_deref().into_iter().flatten().chain([last]).map(|&place| self.at(place))
     }
 }
 
-fn key_of<'a>(log: &'a Log, versions: &[Versions], place: u32) -> &'a Bytes {
-    &log.at(versions[place as usize].last).key
+fn key_of<'a>(log: &'a Log, entries: &Pieces<Entry>, place: u32) -> &'a Bytes {
+    &log.at(entries.at(place).last).key
 }
 
 /// Changes of a table whose keys have no revisions; `None`: removed.

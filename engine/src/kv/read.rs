@@ -149,7 +149,7 @@ impl<'t> View<'t> {
     /// The numbers of a key's living version: what a put must know of it, without copies.
     pub(super) fn numbers(&self, key: &[u8], hash: KeyHash) -> Result<Option<Numbers>, StoreError> {
         for layer in self.layers.iter().flatten() {
-            if let Some(found) = layer.with(|recent| recent.get(key, hash, self.revision).map(Numbers::of_change)) {
+            if let Some(found) = layer.with(|recent| recent.numbers(key, hash, self.revision)) {
                 return Ok(found);
             }
         }
