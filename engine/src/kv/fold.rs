@@ -188,7 +188,7 @@ fn fold_keyspace(
         let last = recent.last_of_all(some);
         let dirtied = Merger::new(&mut tables.current, tables.used).merge(&last)?;
         last.iter().for_each(|change| written.push(change));
-        let indexed = superseded.write(&mut tables, recent, some)?;
+        let indexed = superseded.write(&mut tables, recent, some, &last)?;
         drop(tables);
         steps.worked(some.len(), dirtied + indexed)?;
     }
@@ -257,8 +257,8 @@ impl Superseded {
         Self { upto: recent.last().map_or(0, |change| change.rev.main), packer: Packer::default(), key: Vec::new() }
     }
 
-    /// Those of some keys, which come in order; says how many bytes they are.
-    fn write(&mut self, tables: &mut Tables<'_, '_>, recent: &Recent, keys: &[u32]) -> Result<usize, StoreError> {
+    /// Those of some keys, which come in order, with their last changes; says how many bytes they are.
+    fn write(&mut self, tables: &mut Tables<'_, '_>, recent: &Recent, keys: &[u32], last: &[&Change]) -> Result<usize, StoreError> {
         let mut bytes = 0;
         let mut add = |key: &[u8], rev: Rev, tombstone: bool| {
             write_index_key(key, rev.main, &mut self.key);
@@ -267,12 +267,16 @@ impl Superseded {
             bytes += key.len() + value.len();
             self.packer.push(&mut tables.index, || runs::block_key(self.upto, key), key, &value)
         };
-        for change in keys.iter().flat_map(|&key| recent.changes_of(key)) {
-            if change.prev != Rev::NONE {
-                add(&change.key, change.prev, false)?;
-            }
-            if change.delete {
-                add(&change.key, change.rev, true)?;
+        recent.warm_older(keys);
+        for (&place, Change { key, .. }) in keys.iter().zip(last) {
+            // They all have the same key, but only that of the last one was just read.
+            for change in recent.changes_of(place) {
+                if change.prev != Rev::NONE {
+                    add(key, change.prev, false)?;
+                }
+                if change.delete {
+                    add(key, change.rev, true)?;
+                }
             }
         }
         Ok(bytes)

@@ -365,6 +365,13 @@ impl Recent {
         last
     }
 
+    /// Reads what the changes of some keys before their last supersede, as [`Self::warm`].
+    pub(super) fn warm_older(&self, places: &[u32]) {
+        let older = places.iter().filter_map(|&place| self.entries.at(place).older.as_deref()).flatten();
+        let older: Vec<&Change> = older.map(|&at| self.at(at)).collect();
+        std::hint::black_box(older.iter().fold(0, |sum: u64, change| sum.wrapping_add(change.prev.main)));
+    }
+
     /// A key's changes, ascending.
     pub(super) fn changes_of(&self, place: u32) -> impl Iterator<Item = &Change> {
         let Entry { last, older, .. } = self.entries.at(place);

@@ -89,10 +89,14 @@ impl MemberHandle {
     ///
     /// # Errors
     /// Whatever the member answers; `TooManyRequests` when its queue is full, `Stopped` when it is gone.
-    pub async fn request(&self, request: MemberRequest) -> Result<MemberReply, MemberError> {
+    pub fn request(&self, request: MemberRequest) -> impl Future<Output = Result<MemberReply, MemberError>> + Send + use<> {
+        // Sent at once, so that the future does not hold the request; there are thousands of them.
         let (reply, answer) = oneshot::channel();
-        self.call(Call::Request { request, reply })?;
-        answer.await.unwrap_or(Err(MemberError::Stopped))
+        let sent = self.call(Call::Request { request, reply });
+        async move {
+            sent?;
+            answer.await.unwrap_or(Err(MemberError::Stopped))
+        }
     }
 
     pub(super) fn call(&self, call: Call) -> Result<(), MemberError> {
@@ -106,10 +110,13 @@ impl MemberHandle {
     ///
     /// # Errors
     /// `Timeout` leaves open whether the command takes effect; every other error means that it does not.
-    pub async fn propose(&self, command: Command) -> Result<Applied, MemberError> {
-        match self.request(MemberRequest::Propose(command)).await? {
-            MemberReply::Applied(applied) => Ok(applied),
-            _ => Err(unexpected()),
+    pub fn propose(&self, command: Command) -> impl Future<Output = Result<Applied, MemberError>> + Send + use<> {
+        let request = self.request(MemberRequest::Propose(command));
+        async move {
+            match request.await? {
+                MemberReply::Applied(applied) => Ok(applied),
+                _ => Err(unexpected()),
+            }
         }
     }
 

@@ -7,7 +7,9 @@ use super::pb::etcdserverpb as pb;
 use super::status::ApiError;
 use super::{Api, convert};
 use brickraft_engine::kv::types::{Command, CommandResponse, Keyspace, KvError, OpResponse};
+use brickraft_engine::types::Revision;
 use pb::kv_server::Kv;
+use prost::Message;
 use tonic::{Request, Response, Status};
 
 const MISMATCH: ApiError = ApiError::Internal("the answer does not fit the request");
@@ -19,43 +21,61 @@ impl Caller {
         Ok(convert::range_response(response, self.header(revision)))
     }
 
-    pub(super) async fn kv_put(self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {
+    /// Begins a change of keys, so that its future need not hold the request.
+    fn change<Q, F>(
+        &self,
+        request: Q,
+        command: F,
+    ) -> Result<impl Future<Output = Result<(CommandResponse, Revision), ApiError>> + Send + use<Q, F>, ApiError>
+    where
+        Q: Message,
+        F: FnOnce(Q) -> Result<Command, ApiError>,
+    {
         self.require_a_leader()?;
         self.settings().limits.size(&request)?;
-        let command = Command::Put(Keyspace::User, convert::put(request));
-        match self.propose(command).await? {
-            (CommandResponse::Op(OpResponse::Put { prev_kv }), revision) => {
-                Ok(pb::PutResponse { header: Some(self.header(revision)), prev_kv: prev_kv.map(convert::key_value) })
+        Ok(self.propose(command(request)?))
+    }
+
+    pub(super) fn kv_put(self, request: pb::PutRequest) -> impl Future<Output = Result<pb::PutResponse, Status>> + Send {
+        let begun = self.change(request, |request| Ok(Command::Put(Keyspace::User, convert::put(request))));
+        async move {
+            match begun?.await? {
+                (CommandResponse::Op(OpResponse::Put { prev_kv }), revision) => {
+                    Ok(pb::PutResponse { header: Some(self.header(revision)), prev_kv: prev_kv.map(convert::key_value) })
+                }
+                _ => Err(MISMATCH.into()),
             }
-            _ => Err(MISMATCH.into()),
         }
     }
 
-    pub(super) async fn kv_delete_range(self, request: pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse, Status> {
-        self.require_a_leader()?;
-        self.settings().limits.size(&request)?;
-        let command = Command::DeleteRange(Keyspace::User, convert::delete_range(request));
-        match self.propose(command).await? {
-            (CommandResponse::Op(OpResponse::DeleteRange { deleted, prev_kvs }), revision) => Ok(pb::DeleteRangeResponse {
-                header: Some(self.header(revision)),
-                deleted: convert::signed(deleted),
-                prev_kvs: prev_kvs.into_iter().map(convert::key_value).collect(),
-            }),
-            _ => Err(MISMATCH.into()),
+    pub(super) fn kv_delete_range(
+        self,
+        request: pb::DeleteRangeRequest,
+    ) -> impl Future<Output = Result<pb::DeleteRangeResponse, Status>> + Send {
+        let begun = self.change(request, |request| Ok(Command::DeleteRange(Keyspace::User, convert::delete_range(request))));
+        async move {
+            match begun?.await? {
+                (CommandResponse::Op(OpResponse::DeleteRange { deleted, prev_kvs }), revision) => Ok(pb::DeleteRangeResponse {
+                    header: Some(self.header(revision)),
+                    deleted: convert::signed(deleted),
+                    prev_kvs: prev_kvs.into_iter().map(convert::key_value).collect(),
+                }),
+                _ => Err(MISMATCH.into()),
+            }
         }
     }
 
-    pub(super) async fn kv_txn(self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
-        self.require_a_leader()?;
-        self.settings().limits.size(&request)?;
-        let command = Command::Txn(Keyspace::User, convert::txn(request)?);
-        match self.propose(command).await? {
-            (CommandResponse::Op(OpResponse::Txn { succeeded, responses }), revision) => Ok(pb::TxnResponse {
-                header: Some(self.header(revision)),
-                succeeded,
-                responses: convert::txn_responses(responses, revision),
-            }),
-            _ => Err(MISMATCH.into()),
+    pub(super) fn kv_txn(self, request: pb::TxnRequest) -> impl Future<Output = Result<pb::TxnResponse, Status>> + Send {
+        let begun = self.change(request, |request| Ok(Command::Txn(Keyspace::User, convert::txn(request)?)));
+        async move {
+            match begun?.await? {
+                (CommandResponse::Op(OpResponse::Txn { succeeded, responses }), revision) => Ok(pb::TxnResponse {
+                    header: Some(self.header(revision)),
+                    succeeded,
+                    responses: convert::txn_responses(responses, revision),
+                }),
+                _ => Err(MISMATCH.into()),
+            }
         }
     }
 

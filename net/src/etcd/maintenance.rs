@@ -35,19 +35,26 @@ impl Api {
     /// Refuses what would add to a store that is at its quota, after raising NOSPACE at all members. What counts is the
     /// bytes in use, since space that compaction frees is used again without defragmentation.
     pub(super) async fn check_quota(&self, command: &Command) -> Result<(), ApiError> {
+        if self.has_room(command) {
+            return Ok(());
+        }
         let quota = self.settings().quota_bytes;
-        if quota == 0 || !brickraft_engine::kv::adds(command) {
-            return Ok(());
-        }
-        if self.handle().store().sizes().in_use_bytes.saturating_add(cost(command)) <= quota {
-            return Ok(());
-        }
         let alarm = Alarm { member: NodeId(self.0.member_id), kind: AlarmType::NoSpace };
         if !self.handle().store().alarms().contains(&alarm) {
             tracing::warn!(quota, "the store is at --quota-backend-bytes: raising NOSPACE");
             self.handle().propose(Command::Alarm { activate: true, alarm }).await?;
         }
         Err(brickraft_engine::kv::types::KvError::NoSpace.into())
+    }
+}
+
+impl Api {
+    /// Whether a command leaves the store within its quota.
+    pub(super) fn has_room(&self, command: &Command) -> bool {
+        let quota = self.settings().quota_bytes;
+        quota == 0
+            || !brickraft_engine::kv::adds(command)
+            || self.handle().store().sizes().in_use_bytes.saturating_add(cost(command)) <= quota
     }
 }
 

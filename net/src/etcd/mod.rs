@@ -208,10 +208,10 @@ impl Api {
 }
 
 /// A proposal without an outcome; the client may go away before there is one.
-struct Pending<'a>(&'a Metrics);
+struct Pending(Api);
 
-impl Drop for Pending<'_> {
+impl Drop for Pending {
     fn drop(&mut self) {
-        self.0.proposals_pending.fetch_sub(1, Ordering::Relaxed);
+        self.0.settings().metrics.proposals_pending.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -8,6 +8,7 @@ use super::Api;
 use super::auth::Caller;
 use super::peer_name::ClientCertName;
 use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::TryFutureExt as _;
 use http_body::{Frame, SizeHint};
 use prost::Message;
 use std::pin::Pin;
@@ -61,7 +62,9 @@ pub(super) struct Unary<B> {
 
 enum State<B> {
     Reading(Reading<B>),
-    Answering(Answer),
+    /// With the request's body, which has nothing more to say.
+    Answering(Answer, #[allow(dead_code, reason = "the stream is not to be reset for want of a reader")] B),
+    Begun,
 }
 
 /// A request whose message is not there yet.
@@ -88,11 +91,13 @@ where
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Status>> {
         if let State::Reading(reading) = &mut self.state {
             let message = ready!(reading.poll_message(cx))?;
-            self.state = State::Answering(reading.answer(message)?);
+            if let State::Reading(Reading { caller, call, body, .. }) = std::mem::replace(&mut self.state, State::Begun) {
+                self.state = State::Answering(answer(caller, call, message)?, body);
+            }
         }
         match &mut self.state {
-            State::Answering(answer) => answer.as_mut().poll(cx),
-            State::Reading(_) => Poll::Pending,
+            State::Answering(answer, _) => answer.as_mut().poll(cx),
+            State::Reading(_) | State::Begun => Poll::Pending,
         }
     }
 }
@@ -146,16 +151,15 @@ where
             }
         }
     }
+}
 
-    fn answer(&mut self, message: Bytes) -> Result<Answer, Status> {
-        let caller = self.caller.clone();
-        match self.call {
-            Call::Range => begin(caller, message, Caller::kv_range),
-            Call::Put => begin(caller, message, Caller::kv_put),
-            Call::DeleteRange => begin(caller, message, Caller::kv_delete_range),
-            Call::Txn => begin(caller, message, Caller::kv_txn),
-            Call::Compact => begin(caller, message, Caller::kv_compact),
-        }
+fn answer(caller: Caller, call: Call, message: Bytes) -> Result<Answer, Status> {
+    match call {
+        Call::Range => begin(caller, message, Caller::kv_range),
+        Call::Put => begin(caller, message, Caller::kv_put),
+        Call::DeleteRange => begin(caller, message, Caller::kv_delete_range),
+        Call::Txn => begin(caller, message, Caller::kv_txn),
+        Call::Compact => begin(caller, message, Caller::kv_compact),
     }
 }
 
@@ -171,8 +175,7 @@ where
     A: Message,
     F: Future<Output = Result<A, Status>> + Send + 'static,
 {
-    let answer = call(caller, decode(message)?);
-    Ok(Box::pin(async move { answer.await.map(|answer| encode(&answer)) }))
+    Ok(Box::pin(call(caller, decode(message)?).map_ok(|answer| encode(&answer))))
 }
 
 /// The length of the message that begins here; `None`: that is not there yet.

@@ -11,6 +11,7 @@ use brickraft_engine::kv::auth::{AuthError, AuthState, Grants, Identity};
 use brickraft_engine::kv::types::{Applied, Command, CommandResponse, Keyspace, KvError, RangeRequest, RangeResponse};
 use brickraft_engine::member::MemberError;
 use brickraft_engine::types::Revision;
+use futures_util::future::Either;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +25,9 @@ const TOKEN_KEYS: [&str; 2] = ["token", "authorization"];
 
 /// Who may do something that has no keys.
 type Fits = fn(&AuthState, Option<&Identity>) -> Result<(), AuthError>;
+
+/// What applying a command yields, and the revision after it.
+type Outcome = (CommandResponse, Revision);
 
 /// One request's client.
 #[derive(Clone)]
@@ -176,8 +180,22 @@ impl Caller {
         Ok(keys.iter().try_for_each(|key| check(&grants, key, b""))?)
     }
 
-    /// Proposes in this caller's name, and takes apart what applying it yields.
-    pub(in super::super) async fn propose(&self, command: Command) -> Result<(CommandResponse, Revision), ApiError> {
+    /// Proposes in this caller's name, and takes apart what applying it yields. The future is small where nothing is to be asked first: there
+    /// are thousands of them.
+    pub(in super::super) fn propose(&self, command: Command) -> impl Future<Output = Result<Outcome, ApiError>> + Send + use<> {
+        let plain = self.settings().limits.command(&command).is_ok()
+            && self.has_room(&command)
+            && self.handle().store().auth_mark() == 0
+            && !is_always_named(&command)
+            && !self.says_a_name();
+        if plain {
+            return Either::Left(self.outcome(command));
+        }
+        let caller = self.clone();
+        Either::Right(Box::pin(async move { caller.propose_checked(command).await }))
+    }
+
+    async fn propose_checked(&self, command: Command) -> Result<Outcome, ApiError> {
         self.settings().limits.command(&command)?;
         self.check_quota(&command).await?;
         if self.handle().store().auth_mark() == 0 && !is_always_named(&command) {
@@ -212,16 +230,18 @@ impl Caller {
         self.0.tokens.are_dated() && self.token.is_some()
     }
 
-    async fn outcome(&self, command: Command) -> Result<(CommandResponse, Revision), ApiError> {
-        let metrics = &self.settings().metrics;
-        metrics.proposals_pending.fetch_add(1, Ordering::Relaxed);
-        let _pending = Pending(metrics);
-        let proposed = self.handle().propose(command).await;
-        if proposed.is_err() {
-            metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
+    fn outcome(&self, command: Command) -> impl Future<Output = Result<Outcome, ApiError>> + Send + use<> {
+        self.settings().metrics.proposals_pending.fetch_add(1, Ordering::Relaxed);
+        let pending = Pending(self.api.clone());
+        let proposed = self.handle().propose(command);
+        async move {
+            let proposed = proposed.await;
+            if proposed.is_err() {
+                pending.0.settings().metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
+            }
+            let Applied { revision, result } = proposed?;
+            Ok((result?, revision))
         }
-        let Applied { revision, result } = proposed?;
-        Ok((result?, revision))
     }
 
     /// Reads a range. One key is read in place; a range may hold any number of them, and must not stall the thread
