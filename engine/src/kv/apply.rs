@@ -299,6 +299,7 @@ impl<'t> Writer<'t> {
             version: kv.version,
             lease: kv.lease,
             prev: old.unwrap_or(Rev::NONE),
+            older: overlay::NOWHERE,
             key: kv.key,
             value: kv.value,
         };

@@ -294,6 +294,7 @@ mod tests {
         Change {
             rev: Rev { main, sub: 0 },
             prev: Rev::NONE,
+            older: crate::kv::overlay::NOWHERE,
             create: 1,
             version: 1,
             lease: 0,

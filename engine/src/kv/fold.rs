@@ -15,8 +15,6 @@ use super::runs::{self, RUNS_MERGED, RunCursor, RunSizes};
 use super::types::Keyspace;
 use bytes::Bytes;
 use redb::{Database, Durability, ReadableTable, Table, WriteTransaction};
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
@@ -188,7 +186,7 @@ fn fold_keyspace(
         let last = recent.last_of_all(some);
         let dirtied = Merger::new(&mut tables.current, tables.used).merge(&last)?;
         last.iter().for_each(|change| written.push(change));
-        let indexed = superseded.write(&mut tables, recent, some, &last)?;
+        let indexed = superseded.write(&mut tables, recent, &last)?;
         drop(tables);
         steps.worked(some.len(), dirtied + indexed)?;
     }
@@ -257,8 +255,8 @@ impl Superseded {
         Self { upto: recent.last().map_or(0, |change| change.rev.main), packer: Packer::default(), key: Vec::new() }
     }
 
-    /// Those of some keys, which come in order, with their last changes; says how many bytes they are.
-    fn write(&mut self, tables: &mut Tables<'_, '_>, recent: &Recent, keys: &[u32], last: &[&Change]) -> Result<usize, StoreError> {
+    /// Those of some keys, which come in order, given their last changes; says how many bytes they are.
+    fn write(&mut self, tables: &mut Tables<'_, '_>, recent: &Recent, last: &[&Change]) -> Result<usize, StoreError> {
         let mut bytes = 0;
         let mut add = |key: &[u8], rev: Rev, tombstone: bool| {
             write_index_key(key, rev.main, &mut self.key);
@@ -267,15 +265,17 @@ impl Superseded {
             bytes += key.len() + value.len();
             self.packer.push(&mut tables.index, || runs::block_key(self.upto, key), key, &value)
         };
-        recent.warm_older(keys);
-        for (&place, Change { key, .. }) in keys.iter().zip(last) {
-            // They all have the same key, but only that of the last one was just read.
-            for change in recent.changes_of(place) {
-                if change.prev != Rev::NONE {
-                    add(key, change.prev, false)?;
+        recent.warm_before(last);
+        let mut changes = Vec::new();
+        for &last in last {
+            changes.extend([last].into_iter().chain(recent.before(last)).map(|change| (change.rev, change.prev, change.delete)));
+            // All have the same key; only that of the last one was just read.
+            for (rev, prev, delete) in changes.drain(..).rev() {
+                if prev != Rev::NONE {
+                    add(&last.key, prev, false)?;
                 }
-                if change.delete {
-                    add(key, change.rev, true)?;
+                if delete {
+                    add(&last.key, rev, true)?;
                 }
             }
         }
@@ -385,26 +385,39 @@ impl<'t, 'u> Tables<'t, 'u> {
     fn merge(&mut self, merged: &[u64]) -> Result<(), StoreError> {
         let Some(&last) = merged.first() else { return Ok(()) };
         type Record = (Vec<u8>, Vec<u8>);
-        let own = |key: &[u8], value: &[u8]| (key.to_vec(), value.to_vec());
         let mut blocks: Vec<Record> = Vec::new();
         {
-            let mut cursors = Vec::new();
-            let mut heads: BinaryHeap<Reverse<(Record, usize)>> = BinaryHeap::new();
-            for (i, upto) in merged.iter().enumerate() {
-                let mut cursor = RunCursor::new(&self.index, *upto, Vec::new(), None)?;
-                heads.extend(cursor.next_raw(own)?.map(|record| Reverse((record, i))));
-                cursors.push(cursor);
+            // Each run with its next record.
+            let mut heads: Vec<(Record, RunCursor<'_>)> = Vec::new();
+            for upto in merged {
+                let mut head = (Record::default(), RunCursor::new(&self.index, *upto, Vec::new(), None)?);
+                if head.1.next_into(&mut head.0)? {
+                    heads.push(head);
+                }
             }
-            let mut block = (Vec::new(), Vec::new());
-            while let Some(Reverse(((key, value), i))) = heads.pop() {
-                if !block::has_room(&block.1, &key, &value) {
+            // The one with the lowest record is the last in here.
+            let mut order: Vec<usize> = (0..heads.len()).collect();
+            order.sort_unstable_by(|&a, &b| heads[b].0.cmp(&heads[a].0));
+            let mut block = Record::default();
+            while let Some(&lowest) = order.last() {
+                let ((key, value), _) = &heads[lowest];
+                if !block::has_room(&block.1, key, value) {
                     blocks.push(std::mem::take(&mut block));
                 }
                 if block.1.is_empty() {
-                    block.0 = runs::block_key(last, &key);
+                    block.0 = runs::block_key(last, key);
                 }
-                block::push(&mut block.1, &key, &value);
-                heads.extend(cursors[i].next_raw(own)?.map(|record| Reverse((record, i))));
+                block::push(&mut block.1, key, value);
+                let (record, cursor) = &mut heads[lowest];
+                if !cursor.next_into(record)? {
+                    order.pop();
+                    continue;
+                }
+                let mut at = order.len() - 1;
+                while at > 0 && heads[order[at - 1]].0 < heads[order[at]].0 {
+                    order.swap(at - 1, at);
+                    at -= 1;
+                }
             }
             blocks.push(block);
         }

@@ -2,15 +2,17 @@
 //!
 //! A tree of keys costs a put some thirty cache misses, since each comparison follows a pointer. Here keys stand in
 //! sorted runs whose lengths double (Bentley and Saxe's logarithmic method), with their first bytes beside
-//! them: adding one moves a few hundred bytes, and merging, some nanoseconds for each key and run, reads memory in order.
+//! them. The last ones to come are not sorted until there are enough of them; whoever reads in the meantime sorts what he wants of
+//! them for himself.
 
 use super::read::Bounds;
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::cmp::Ordering;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 
-/// Keys that are added to the last run before it is merged.
-const RUN_MIN: usize = 128;
+/// Keys that come before they are sorted.
+const RUN_MIN: usize = if cfg!(test) { 32 } else { 512 };
 /// Bytes of a key that stand in its slot.
 pub(super) const HEAD_BYTES: usize = 16;
 
@@ -37,20 +39,18 @@ pub(super) fn head(key: &[u8]) -> [u64; 2] {
 pub(super) struct Order {
     /// Each sorted; each but the last two is longer than the one behind it.
     runs: Vec<Vec<Slot>>,
+    /// In the order in which they came.
+    tail: Vec<Slot>,
 }
 
 impl Order {
     /// Adds a key that is not in here. `key` gives the key of each number, `place`'s too.
     pub(super) fn insert<'k>(&mut self, place: u32, key: impl Fn(u32) -> &'k Bytes) {
-        let own = key(place);
-        let slot = Slot { head: head(own), place };
-        if self.runs.last().is_none_or(|run| run.len() >= RUN_MIN) {
+        self.tail.push(Slot { head: head(key(place)), place });
+        if self.tail.len() >= RUN_MIN {
+            sort(&mut self.tail, &key);
+            self.runs.push(std::mem::replace(&mut self.tail, Vec::with_capacity(RUN_MIN)));
             self.merge(&key);
-            self.runs.push(Vec::with_capacity(RUN_MIN));
-        }
-        if let Some(run) = self.runs.last_mut() {
-            let at = run.partition_point(|other| compare(other, slot.head, own, &key).is_lt());
-            run.insert(at, slot);
         }
     }
 
@@ -75,20 +75,29 @@ impl Order {
     /// The numbers of all keys, in order: cheaper than [`Self::range`], since the sort merges the runs two by two.
     pub(super) fn all<'k>(&self, key: impl Fn(u32) -> &'k Bytes) -> Vec<u32> {
         let mut slots = self.runs.concat();
+        slots.extend_from_slice(&self.tail);
         slots.sort_by(|a, b| compare(a, b.head, key(b.place), &key));
         slots.into_iter().map(|slot| slot.place).collect()
     }
 
     /// The numbers of the keys in the bounds, in order.
     pub(super) fn range<'o, 'k, K: Fn(u32) -> &'k Bytes + 'o>(&'o self, bounds: Bounds<'_>, key: K) -> InOrder<'o, K> {
-        let runs = self.runs.iter().map(|run| within(run, bounds, &key)).filter(|run| !run.is_empty()).collect();
-        InOrder { runs, key }
+        let mut tail: Vec<Slot> =
+            self.tail.iter().filter(|slot| !within(std::slice::from_ref(slot), bounds, &key).is_empty()).copied().collect();
+        sort(&mut tail, &key);
+        let runs = self.runs.iter().map(|run| Cow::Borrowed(within(run, bounds, &key))).chain([Cow::Owned(tail)]);
+        let parts = runs.filter(|run| !run.is_empty()).map(|run| Part { left: 0..run.len(), run }).collect();
+        InOrder { parts, key }
     }
 }
 
 /// How a slot's key compares with another, whose head is known.
 fn compare<'k>(slot: &Slot, other_head: Head, other: &[u8], key: &impl Fn(u32) -> &'k Bytes) -> Ordering {
     slot.head.cmp(&other_head).then_with(|| key(slot.place)[..].cmp(other))
+}
+
+fn sort<'k>(slots: &mut [Slot], key: &impl Fn(u32) -> &'k Bytes) {
+    slots.sort_unstable_by(|a, b| compare(a, b.head, key(b.place), key));
 }
 
 fn within<'o, 'k>(run: &'o [Slot], (from, to): Bounds<'_>, key: &impl Fn(u32) -> &'k Bytes) -> &'o [Slot] {
@@ -113,32 +122,46 @@ fn within<'o, 'k>(run: &'o [Slot], (from, to): Bounds<'_>, key: &impl Fn(u32) ->
     run.get(first..end).unwrap_or_default()
 }
 
-/// A merge of the runs' parts within some bounds; none of them is empty.
+/// What is left of a run; not nothing.
+struct Part<'o> {
+    run: Cow<'o, [Slot]>,
+    left: Range<usize>,
+}
+
+impl Part<'_> {
+    fn first(&self) -> Slot {
+        self.run[self.left.start]
+    }
+
+    fn last(&self) -> Slot {
+        self.run[self.left.end - 1]
+    }
+}
+
+/// A merge of the runs' parts within some bounds.
 pub(super) struct InOrder<'o, K> {
-    runs: Vec<&'o [Slot]>,
+    parts: Vec<Part<'o>>,
     key: K,
 }
 
 impl<'k, K: Fn(u32) -> &'k Bytes> InOrder<'_, K> {
-    /// Which run has the first key, by `end` of each, in the sense of `wanted`.
-    fn pick(&self, end: impl Fn(&[Slot]) -> Slot, wanted: Ordering) -> Option<usize> {
+    /// Which part has the first key, by `end` of each, in the sense of `wanted`; and the key's number.
+    fn pick(&self, end: impl Fn(&Part<'_>) -> Slot, wanted: Ordering) -> Option<(usize, u32)> {
         let mut best: Option<(usize, Slot)> = None;
-        for (i, run) in self.runs.iter().enumerate() {
-            let slot = end(run);
+        for (i, part) in self.parts.iter().enumerate() {
+            let slot = end(part);
             if best.is_none_or(|(_, best)| compare(&slot, best.head, (self.key)(best.place), &self.key) == wanted) {
                 best = Some((i, slot));
             }
         }
-        best.map(|(i, _)| i)
+        best.map(|(i, slot)| (i, slot.place))
     }
 
-    fn keep(&mut self, i: usize, rest: (u32, usize, usize)) -> u32 {
-        let (place, from, to) = rest;
-        self.runs[i] = &self.runs[i][from..to];
-        if from == to {
-            self.runs.swap_remove(i);
+    fn shorten(&mut self, i: usize, shorten: impl FnOnce(&mut Range<usize>)) {
+        shorten(&mut self.parts[i].left);
+        if self.parts[i].left.is_empty() {
+            self.parts.swap_remove(i);
         }
-        place
     }
 }
 
@@ -146,17 +169,17 @@ impl<'k, K: Fn(u32) -> &'k Bytes> Iterator for InOrder<'_, K> {
     type Item = u32;
 
     fn next(&mut self) -> Option<u32> {
-        let i = self.pick(|run| run[0], Ordering::Less)?;
-        let run = self.runs[i];
-        Some(self.keep(i, (run[0].place, 1, run.len())))
+        let (i, place) = self.pick(|part| part.first(), Ordering::Less)?;
+        self.shorten(i, |left| left.start += 1);
+        Some(place)
     }
 }
 
 impl<'k, K: Fn(u32) -> &'k Bytes> DoubleEndedIterator for InOrder<'_, K> {
     fn next_back(&mut self) -> Option<u32> {
-        let i = self.pick(|run| run[run.len() - 1], Ordering::Greater)?;
-        let run = self.runs[i];
-        Some(self.keep(i, (run[run.len() - 1].place, 0, run.len() - 1)))
+        let (i, place) = self.pick(|part| part.last(), Ordering::Greater)?;
+        self.shorten(i, |left| left.end -= 1);
+        Some(place)
     }
 }
 

@@ -19,19 +19,27 @@ use std::sync::LazyLock;
 /// What a change takes in memory besides its bytes: itself, its place under its key, allocations.
 const CHANGE_OVERHEAD_BYTES: usize = 224;
 
-/// One change of a key.
+/// No place of a change.
+pub(super) const NOWHERE: u32 = u32::MAX;
+
+/// One change of a key. In two lines of the processor's cache: numbers, and where the bytes are.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(super) struct Change {
     pub rev: Rev,
-    pub delete: bool,
+    /// As in [`Logged::prev`].
+    pub prev: Rev,
     pub create: u64,
     pub version: u64,
     pub lease: i64,
-    /// As in [`Logged::prev`].
-    pub prev: Rev,
+    /// Where the key's change before this one stands in [`Recent`]; [`NOWHERE`] before it is there, and if there is none.
+    pub older: u32,
+    pub delete: bool,
     pub key: Bytes,
     pub value: Bytes,
 }
+
+const _: () = assert!(size_of::<Change>() == 128);
 
 impl Change {
     pub(super) fn logged(&self) -> Logged<'_> {
@@ -57,34 +65,24 @@ impl Change {
 #[repr(align(64))]
 struct Entry {
     key: ShortKey,
-    /// Where its changes stand in [`Recent::log`], ascending: the last of them.
+    /// Where its last change stands in [`Recent::log`].
     last: u32,
     sub: u32,
-    /// The lease is to be looked for in the change.
-    leased: bool,
     main: u64,
     create: u64,
     /// 0: deleted.
     version: u64,
-    /// Those before it; mostly there are none, and then this takes a pointer's room.
-    #[allow(clippy::box_collection, reason = "mostly absent: it keeps the record in its line")]
-    older: Option<Box<Vec<u32>>>,
+    lease: i64,
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
 
 impl Entry {
+    /// `at`: where the change is going to stand.
     fn new(change: &Change, at: u32) -> Self {
         let Change { rev: Rev { main, sub }, create, version, lease, delete, .. } = *change;
         let version = if delete { 0 } else { version };
-        Self { key: ShortKey::of(&change.key), last: at, sub, leased: lease != 0, main, create, version, older: None }
-    }
-
-    /// One more change of the same key.
-    fn push(&mut self, change: &Change, at: u32) {
-        self.older.get_or_insert_default().push(self.last);
-        let older = self.older.take();
-        *self = Self { older, ..Self::new(change, at) };
+        Self { key: ShortKey::of(&change.key), last: at, sub, main, create, version, lease }
     }
 }
 
@@ -242,12 +240,14 @@ pub(super) struct Recent {
 
 impl Recent {
     /// `hash` is that of the change's key.
-    pub(super) fn push(&mut self, change: Change, hash: KeyHash) {
+    pub(super) fn push(&mut self, mut change: Change, hash: KeyHash) {
         debug_assert!(self.log.last().is_none_or(|last| last.rev < change.rev));
         self.bytes += change.key.len() + change.value.len() + CHANGE_OVERHEAD_BYTES;
         let at = u32::try_from(self.log.len()).unwrap_or(u32::MAX);
         if let Some(place) = self.place(&change.key, hash) {
-            self.entries.at_mut(place).push(&change, at);
+            let entry = self.entries.at_mut(place);
+            change.older = entry.last;
+            *entry = Entry::new(&change, at);
             self.log.push(change);
             return;
         }
@@ -291,9 +291,7 @@ impl Recent {
         if entry.main <= at {
             return Some(self.at(entry.last));
         }
-        let older = entry.older.as_deref()?;
-        let later = older.partition_point(|&place| self.at(place).rev.main <= at);
-        later.checked_sub(1).map(|i| self.at(older[i]))
+        self.before(self.at(entry.last)).find(|change| change.rev.main <= at)
     }
 
     /// The last change of a key at or below revision `at`, if there was one in here.
@@ -304,12 +302,12 @@ impl Recent {
     /// The numbers of that change, cheaper.
     pub(super) fn numbers(&self, key: &[u8], hash: KeyHash, at: u64) -> Option<Option<Numbers>> {
         let place = self.place(key, hash)?;
-        let Entry { sub, main, create, version, last, leased, .. } = *self.entries.at(place);
+        let Entry { sub, main, create, version, lease, .. } = *self.entries.at(place);
         if main > at {
             return self.of(place, at).map(Numbers::of_change);
         }
         let rev = Rev { main, sub };
-        Some((version > 0).then(|| Numbers { rev, create, version, lease: if leased { self.at(last).lease } else { 0 } }))
+        Some((version > 0).then(|| Numbers { rev, create, version, lease }))
     }
 
     /// The same as [`Self::get`] for each key in the bounds that has one, in order.
@@ -350,7 +348,7 @@ impl Recent {
         self.log.last()
     }
 
-    /// All keys in order, as numbers for [`Self::last_of_all`] and [`Self::changes_of`].
+    /// All keys in order, as numbers for [`Self::last_of_all`].
     pub(super) fn in_order(&self) -> Vec<u32> {
         self.order.all(|place| self.key(place))
     }
@@ -365,17 +363,18 @@ impl Recent {
         last
     }
 
-    /// Reads what the changes of some keys before their last supersede, as [`Self::warm`].
-    pub(super) fn warm_older(&self, places: &[u32]) {
-        let older = places.iter().filter_map(|&place| self.entries.at(place).older.as_deref()).flatten();
-        let older: Vec<&Change> = older.map(|&at| self.at(at)).collect();
-        std::hint::black_box(older.iter().fold(0, |sum: u64, change| sum.wrapping_add(change.prev.main)));
+    /// Reads the numbers of all changes before these, as [`Self::warm`].
+    pub(super) fn warm_before(&self, changes: &[&Change]) {
+        let mut older: Vec<u32> = changes.iter().map(|change| change.older).collect();
+        while !older.is_empty() {
+            older.retain(|&at| at != NOWHERE);
+            older.iter_mut().for_each(|at| *at = self.at(*at).older);
+        }
     }
 
-    /// A key's changes, ascending.
-    pub(super) fn changes_of(&self, place: u32) -> impl Iterator<Item = &Change> {
-        let Entry { last, older, .. } = self.entries.at(place);
-        older.as_deref().into_iter().flatten().chain([last]).map(|&place| self.at(place))
+    /// The changes of the same key before this one, descending.
+    pub(super) fn before<'a>(&'a self, change: &'a Change) -> impl Iterator<Item = &'a Change> {
+        std::iter::successors(Some(change), |change| (change.older != NOWHERE).then(|| self.at(change.older))).skip(1)
     }
 }
 

@@ -103,6 +103,17 @@ impl<'t> RunCursor<'t> {
         }
     }
 
+    /// As [`Self::next_raw`], over what `key` and `value` hold; false at the end.
+    pub(super) fn next_into(&mut self, (own_key, own_value): &mut (Vec<u8>, Vec<u8>)) -> Result<bool, StoreError> {
+        let copy = |key: &[u8], value: &[u8]| {
+            own_key.clear();
+            own_key.extend_from_slice(key);
+            own_value.clear();
+            own_value.extend_from_slice(value);
+        };
+        Ok(self.next_raw(copy)?.is_some())
+    }
+
     fn next(&mut self) -> Result<Option<Old>, StoreError> {
         let parse = |key: &[u8], value: &[u8]| {
             let (key, main) = split_index_key(key)?;
