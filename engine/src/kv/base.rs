@@ -129,7 +129,7 @@ impl BaseKeyspace {
     /// Walks the keys as of revision `at`. In reverse only when nothing in here is later than `at`.
     pub(super) fn walk(&self, span: Span<'_>, at: u64, reverse: bool) -> Result<Walk<'_>, StoreError> {
         let new = Keys::new(&self.current, span, reverse)?;
-        let olds = if at < self.revision { Some(OldVersions::new(&self.index, span, at)?) } else { None };
+        let olds = if at < self.revision { Some(OldVersions::new(&self.index, &self.history, span, at)?) } else { None };
         let mut walk = Walk { new, olds, old: None, at };
         walk.read_old()?;
         Ok(walk)

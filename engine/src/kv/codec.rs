@@ -62,8 +62,8 @@ pub(super) const SNAPSHOT_TABLES: [(u8, Def, &str); 11] = [
 
 /// The place of the user's living keys in [`SNAPSHOT_TABLES`].
 pub(super) const USER_CURRENT_PLACE: usize = 4;
-/// The places of history there.
-pub(super) const LOG_PLACES: [usize; 2] = [5, 8];
+/// The places there of history and index, whose blocks may lie outside.
+pub(super) const BLOCK_PLACES: [usize; 4] = [5, 6, 8, 9];
 
 /// A main revision and the place of a change within it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -406,7 +406,7 @@ mod tests {
         assert!(chapter.contains(&format!("values up to {INLINE_BYTES_MAX} bytes")));
         assert!(chapter.contains(&format!("beyond {} bytes", crate::kv::block::BLOCK_BYTES_MAX)));
         assert!(chapter.contains(&format!("beyond {} bytes", crate::kv::current::BLOCK_BYTES_MAX)));
-        assert!(chapter.contains("beyond 8192 bytes, or a later multiple of 4096") && chapter.contains("of a block below 4096 bytes"));
+        assert!(chapter.contains("beyond 8192 bytes, or a later multiple of 4096") && chapter.contains("those below 4096 bytes"));
         assert!(chapter.contains(&format!("magic `brkrsnap`, version u32 = {STREAM_VERSION}")));
     }
 }

@@ -27,6 +27,8 @@ const MERGED_BLOCKS_MAX: usize = 512;
 const STEP_BYTES_MAX: usize = if cfg!(test) { 8 << 10 } else { 16 << 20 };
 /// Keys that are written, with what they supersede, before a look at [`STEP_BYTES_MAX`], and at the pace: mostly well below a millisecond's work.
 const STEP_KEYS: usize = if cfg!(test) { 3 } else { 256 };
+/// What a block that lies outside takes in its table, about.
+const ROW_BYTES: usize = 64;
 /// redb's pages.
 pub(super) const PAGE_BYTES: usize = 4096;
 
@@ -221,9 +223,15 @@ struct Packer {
 
 impl Packer {
     /// `block_key` makes the table's key of a block that begins with this record.
-    fn push(&mut self, table: &mut FileTable<'_>, block_key: impl FnOnce() -> Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    fn push(
+        &mut self,
+        to: (&mut FileTable<'_>, &mut Appender),
+        block_key: impl FnOnce() -> Vec<u8>,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), StoreError> {
         if !block::has_room(&self.block, key, value) {
-            self.flush(table)?;
+            self.flush(to)?;
         }
         if self.block.is_empty() {
             self.key = block_key();
@@ -232,9 +240,9 @@ impl Packer {
         Ok(())
     }
 
-    fn flush(&mut self, table: &mut FileTable<'_>) -> Result<(), StoreError> {
+    fn flush(&mut self, (table, appender): (&mut FileTable<'_>, &mut Appender)) -> Result<(), StoreError> {
         if !self.block.is_empty() {
-            table.insert(&self.key[..], &self.block[..])?;
+            table.insert(&self.key[..], &appender.append(&self.block)?[..])?;
             self.block.clear();
             self.written += 1;
         }
@@ -255,15 +263,14 @@ impl Superseded {
         Self { upto: recent.last().map_or(0, |change| change.rev.main), packer: Packer::default(), key: Vec::new() }
     }
 
-    /// Those of some keys, which come in order, given their last changes; says how many bytes they are.
+    /// Those of some keys, which come in order, given their last changes; says how many bytes of pages that dirtied, about.
     fn write(&mut self, tables: &mut Tables<'_, '_>, recent: &Recent, last: &[&Change]) -> Result<usize, StoreError> {
-        let mut bytes = 0;
+        let before = self.packer.written;
         let mut add = |key: &[u8], rev: Rev, tombstone: bool| {
             write_index_key(key, rev.main, &mut self.key);
             let (key, value) = (&self.key[..], index_value(rev.sub, tombstone));
             *tables.used += record_bytes(key, &value);
-            bytes += key.len() + value.len();
-            self.packer.push(&mut tables.index, || runs::block_key(self.upto, key), key, &value)
+            self.packer.push((&mut tables.index, tables.appender), || runs::block_key(self.upto, key), key, &value)
         };
         recent.warm_before(last);
         let mut changes = Vec::new();
@@ -279,11 +286,11 @@ impl Superseded {
                 }
             }
         }
-        Ok(bytes)
+        Ok((self.packer.written - before) * ROW_BYTES)
     }
 
     fn finish(mut self, tables: &mut Tables<'_, '_>) -> Result<(), StoreError> {
-        self.packer.flush(&mut tables.index)?;
+        self.packer.flush((&mut tables.index, tables.appender))?;
         if self.packer.written > 0 {
             tables.sizes.insert(self.upto, self.packer.written);
         }
@@ -331,7 +338,7 @@ impl<'t, 'u> Tables<'t, 'u> {
             if history::is_full(last.block.len(), block::RECORD_HEADER_LEN + key.len() + logged.len()) {
                 let value = self.appender.append(&last.block)?;
                 self.log.insert(&last.key[..], &value[..])?;
-                dirtied += last.key.len() + value.len();
+                dirtied += ROW_BYTES.max(value.len());
                 last.block.clear();
             }
             if last.block.is_empty() {
@@ -386,11 +393,12 @@ impl<'t, 'u> Tables<'t, 'u> {
         let Some(&last) = merged.first() else { return Ok(()) };
         type Record = (Vec<u8>, Vec<u8>);
         let mut blocks: Vec<Record> = Vec::new();
+        let history = self.appender.history()?;
         {
             // Each run with its next record.
             let mut heads: Vec<(Record, RunCursor<'_>)> = Vec::new();
             for upto in merged {
-                let mut head = (Record::default(), RunCursor::new(&self.index, *upto, Vec::new(), None)?);
+                let mut head = (Record::default(), RunCursor::new((&self.index, &*history), *upto, Vec::new(), None)?);
                 if head.1.next_into(&mut head.0)? {
                     heads.push(head);
                 }
@@ -426,22 +434,27 @@ impl<'t, 'u> Tables<'t, 'u> {
         }
         self.sizes.insert(last, blocks.len());
         for (key, block) in blocks {
-            self.index.insert(&key[..], &block[..])?;
+            self.index.insert(&key[..], &self.appender.append(&block)?[..])?;
         }
         Ok(())
     }
 
     fn drop_run(&mut self, upto: u64) -> Result<(), StoreError> {
         let (from, to) = (upto.to_be_bytes(), upto.saturating_add(1).to_be_bytes());
-        self.index.retain_in::<&[u8], _>(&from[..]..&to[..], |_, _| false)?;
+        let mut blocks = Vec::new();
+        self.index.retain_in::<&[u8], _>(&from[..]..&to[..], |_, value| {
+            blocks.extend(history::is_outside(value).then(|| value.to_vec()));
+            false
+        })?;
         self.sizes.remove(&upto);
-        Ok(())
+        blocks.iter().try_for_each(|block| self.appender.free(block))
     }
 
     /// Removes the runs that no revision from `compact` on looks at.
     fn drop_runs(&mut self, compact: u64) -> Result<(), StoreError> {
         while let Some(upto) = runs::next_run(&self.index, 0)?.filter(|upto| *upto <= compact) {
-            let mut cursor = RunCursor::new(&self.index, upto, Vec::new(), None)?;
+            let history = self.appender.history()?;
+            let mut cursor = RunCursor::new((&self.index, &*history), upto, Vec::new(), None)?;
             let mut freed = 0;
             while let Some(bytes) = cursor.next_raw(record_bytes)? {
                 freed += bytes;
@@ -505,7 +518,6 @@ impl<'t, 'u> Tables<'t, 'u> {
             self.appender.free(value)?;
             match kept.len() {
                 0 => drop(self.log.remove(key)?),
-                1..history::INLINE_BYTES_MAX => drop(self.log.insert(key, &kept[..])?),
                 _ => drop(self.log.insert(key, &self.appender.append(&kept)?[..])?),
             }
         }

@@ -1,14 +1,15 @@
 //! History outside of the engine's file.
 //!
-//! History is written once and read seldom, so its full blocks do without a tree's pages: they lie one behind the other in files of
-//! their own ([`super::segments`]), and `log` says where. Only the last block, which the next checkpoint fills up, and what
-//! garbage collection left of a block if that is little, stand in `log` themselves. Space is never used again under its old address; what a
+//! History and its index are written once and read seldom, so their full blocks do without a tree's pages: they lie one behind the other in
+//! files of their own ([`super::segments`]), and `log` and `index` say where. Only the last block, which the next checkpoint fills up, and what
+//! garbage collection left of a block if that is little, stand in the tables themselves. Space is never used again under its old address; what a
 //! checkpoint frees becomes a hole once that checkpoint is durable and nobody reads an older one.
 
 use super::base::ReadTable;
 use super::block;
 use super::codec::{Fields, Logged, Rev, damaged};
 use super::error::StoreError;
+use super::runs::Guard;
 use super::segments::{SEGMENT_BYTES, Storage, segment_of};
 use redb::{ReadTransaction, ReadableTable};
 use std::borrow::Cow;
@@ -23,15 +24,15 @@ use xxhash_rust::xxh3::xxh3_64;
 const ALIGN: usize = if cfg!(test) { 64 } else { 4096 };
 /// A block of usual records has this length.
 pub(super) const BLOCK_BYTES: usize = if cfg!(test) { 512 } else { 8192 };
-/// What is left of a block is kept in `log` below this length.
+/// What is left of a block is kept in the table below this length.
 pub(super) const INLINE_BYTES_MAX: usize = BLOCK_BYTES / 2;
-/// Larger blocks stay in `log`: they are records that hardly fit into a file.
+/// Larger blocks stay in the table: they are records that hardly fit into a file.
 const EXTENT_BYTES_MAX: usize = (SEGMENT_BYTES / 16) as usize;
 /// What is collected before it is written.
 const WRITE_BYTES: usize = 1 << 20;
 /// What is written before it is synced: see [`super::backend`].
 const UNSYNCED_BYTES_MAX: usize = if cfg!(test) { 16 << 10 } else { 8 << 20 };
-/// Begins a value in `log` that says where a block lies. (A block begins with the length of a revision.)
+/// Begins a value that says where a block lies. (A block that begins so, with the length of its first key, is longer than that.)
 const EXTENT_MARK: u8 = 0xff;
 /// Mark, address, length, checksum.
 pub(super) const EXTENT_LEN: usize = 1 + 8 + 4 + 8;
@@ -95,7 +96,15 @@ impl History {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// The block that a value of `log` is, or tells of.
+    /// As [`Self::block`].
+    pub(super) fn block_of<'t>(&self, value: Guard<'t>) -> Result<Block<'t>, StoreError> {
+        if is_outside(value.value()) {
+            return Ok(Block::Outside(self.block(value.value())?.into_owned()));
+        }
+        Ok(Block::Inside(value))
+    }
+
+    /// The block that a value is, or tells of.
     pub(super) fn block<'v>(&self, value: &'v [u8]) -> Result<Cow<'v, [u8]>, StoreError> {
         let Some(Extent { at, len, sum }) = Extent::decode(value)? else { return Ok(Cow::Borrowed(value)) };
         if len as usize > EXTENT_BYTES_MAX {
@@ -159,6 +168,21 @@ impl History {
             }
         }
         Ok(None)
+    }
+}
+
+/// A block, wherever it came from.
+pub(super) enum Block<'t> {
+    Inside(Guard<'t>),
+    Outside(Vec<u8>),
+}
+
+impl Block<'_> {
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Inside(guard) => guard.value(),
+            Self::Outside(bytes) => bytes,
+        }
     }
 }
 
@@ -320,9 +344,9 @@ impl Appender {
         Ok(Arc::clone(&self.history))
     }
 
-    /// Takes a block; returns what `log` is to say of it.
+    /// Takes a block, unless it is small; returns what the table is to say of it.
     pub(super) fn append<'b>(&mut self, block: &'b [u8]) -> Result<Cow<'b, [u8]>, StoreError> {
-        if block.len() > EXTENT_BYTES_MAX {
+        if block.len() < INLINE_BYTES_MAX || block.len() > EXTENT_BYTES_MAX {
             return Ok(Cow::Borrowed(block));
         }
         let room = SEGMENT_BYTES - self.account.end % SEGMENT_BYTES;
@@ -346,7 +370,7 @@ impl Appender {
         Ok(Cow::Owned(extent.encode().to_vec()))
     }
 
-    /// `log` does not tell of this block any more.
+    /// The table does not tell of this block any more.
     pub(super) fn free(&mut self, value: &[u8]) -> Result<(), StoreError> {
         if let Some(extent) = Extent::decode(value)? {
             let Range { start, end } = extent.range();
@@ -415,9 +439,9 @@ fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     out
 }
 
-/// Whether a value of `log` tells of a block outside.
+/// Whether a value tells of a block outside.
 pub(super) fn is_outside(value: &[u8]) -> bool {
-    value.first() == Some(&EXTENT_MARK)
+    value.len() == EXTENT_LEN && value[0] == EXTENT_MARK
 }
 
 /// Whether a block is closed before a record of `more` bytes: once it is long enough, and little of its last page would be left empty.

@@ -307,7 +307,7 @@ impl Recent {
             return self.of(place, at).map(Numbers::of_change);
         }
         let rev = Rev { main, sub };
-        Some((version > 0).then(|| Numbers { rev, create, version, lease }))
+        Some((version > 0).then_some(Numbers { rev, create, version, lease }))
     }
 
     /// The same as [`Self::get`] for each key in the bounds that has one, in order.

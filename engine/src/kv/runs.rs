@@ -9,6 +9,7 @@ use super::base::ReadTable;
 use super::block;
 use super::codec::{Rev, index_key, split_index_key, split_index_value};
 use super::error::StoreError;
+use super::history::{Block, History};
 use super::read::{Bounds, Span};
 use redb::ReadableTable;
 use std::collections::BTreeMap;
@@ -51,8 +52,9 @@ pub(super) struct Old {
 
 /// Walks one run from some key on.
 pub(super) struct RunCursor<'t> {
+    history: &'t History,
     blocks: Range<'t>,
-    block: Option<Guard<'t>>,
+    block: Option<Block<'t>>,
     offset: usize,
     /// Records before it are left out.
     start: Vec<u8>,
@@ -62,7 +64,7 @@ pub(super) struct RunCursor<'t> {
 impl<'t> RunCursor<'t> {
     /// Records from `start` on, below `end`: both are keys of records.
     pub(super) fn new<T: ReadableTable<&'static [u8], &'static [u8]>>(
-        index: &'t T,
+        (index, history): (&'t T, &'t History),
         upto: u64,
         start: Vec<u8>,
         end: Option<Vec<u8>>,
@@ -75,19 +77,19 @@ impl<'t> RunCursor<'t> {
         };
         let beyond = upto.checked_add(1).map(u64::to_be_bytes);
         let bounds: Bounds<'_> = (Bound::Included(&first), beyond.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..])));
-        Ok(Self { blocks: index.range::<&[u8]>(bounds)?, block: None, offset: 0, start, end })
+        Ok(Self { history, blocks: index.range::<&[u8]>(bounds)?, block: None, offset: 0, start, end })
     }
 
     /// The next record as it is in the block: key and value.
     pub(super) fn next_raw<R>(&mut self, f: impl FnOnce(&[u8], &[u8]) -> R) -> Result<Option<R>, StoreError> {
         loop {
-            let Some(guard) = &self.block else {
+            let Some(block) = &self.block else {
                 let Some(item) = self.blocks.next() else { return Ok(None) };
-                self.block = Some(item?.1);
+                self.block = Some(self.history.block_of(item?.1)?);
                 self.offset = 0;
                 continue;
             };
-            let mut rest = &guard.value()[self.offset..];
+            let mut rest = &block.bytes()[self.offset..];
             let before = rest.len();
             let Some((key, value)) = block::next("index", &mut rest)? else {
                 self.block = None;
@@ -139,7 +141,7 @@ pub(super) struct OldVersions<'t> {
 }
 
 impl<'t> OldVersions<'t> {
-    pub(super) fn new(index: &'t ReadTable, span: Span<'_>, at: u64) -> Result<Self, StoreError> {
+    pub(super) fn new(index: &'t ReadTable, history: &'t History, span: Span<'_>, at: u64) -> Result<Self, StoreError> {
         let (start, end) = match span {
             Span::One(key) => (index_key(key, 0), Some(index_key(key, u64::MAX))),
             Span::Range(start, end) => (index_key(start, 0), end.map(|end| index_key(end, 0))),
@@ -147,7 +149,7 @@ impl<'t> OldVersions<'t> {
         let mut runs = Vec::new();
         let mut beyond = at;
         while let Some(upto) = next_run(index, beyond)? {
-            let mut cursor = RunCursor::new(index, upto, start.clone(), end.clone())?;
+            let mut cursor = RunCursor::new((index, history), upto, start.clone(), end.clone())?;
             if let Some(old) = cursor.next()? {
                 runs.push((old, cursor));
             }

@@ -4,11 +4,11 @@ use super::alarm::Alarms;
 use super::auth::AuthState;
 use super::base::Base;
 use super::codec::{
-    ALARMS, AUTH, FORMAT_VERSION, LOG_PLACES, META, META_HISTORY, META_MEMBERSHIP, META_STATE, SNAPSHOT_TABLES, STREAM_VERSION, State,
+    ALARMS, AUTH, BLOCK_PLACES, FORMAT_VERSION, META, META_HISTORY, META_MEMBERSHIP, META_STATE, SNAPSHOT_TABLES, STREAM_VERSION, State,
     damaged,
 };
 use super::error::StoreError;
-use super::history::{Appender, History, INLINE_BYTES_MAX, Ledger, is_outside};
+use super::history::{Appender, History, Ledger, is_outside};
 use super::store::Inner;
 use super::types::Keyspace;
 use crate::types::{Index, Revision, Term};
@@ -99,10 +99,10 @@ impl SnapshotReader {
     pub fn stream_bytes(&self) -> Result<u64, StoreError> {
         let mut bytes = (HEADER_LEN + self.header.membership.as_ref().map_or(0, Bytes::len) + TRAILER_LEN) as u64;
         for (place, (_, table, _)) in SNAPSHOT_TABLES.into_iter().enumerate() {
-            let is_log = LOG_PLACES.contains(&place);
+            let is_block_table = BLOCK_PLACES.contains(&place);
             for item in self.txn.open_table(table)?.range::<&[u8]>(..)? {
                 let (key, value) = item?;
-                let len = if is_log { History::block_len(value.value())? } else { value.value().len() };
+                let len = if is_block_table { History::block_len(value.value())? } else { value.value().len() };
                 bytes += (RECORD_HEADER_LEN + key.value().len() + len) as u64;
             }
         }
@@ -131,7 +131,7 @@ impl SnapshotReader {
             };
             let (key, value) = item?;
             let (key, value) = (key.value(), value.value());
-            let value = if LOG_PLACES.contains(place) { self.history.block(value)? } else { Cow::Borrowed(value) };
+            let value = if BLOCK_PLACES.contains(place) { self.history.block(value)? } else { Cow::Borrowed(value) };
             self.ready.put_u8(SNAPSHOT_TABLES[*place].0);
             self.ready.put_u32_le(u32::try_from(key.len()).unwrap_or(u32::MAX));
             self.ready.put_u32_le(u32::try_from(value.len()).unwrap_or(u32::MAX));
@@ -339,11 +339,10 @@ impl RestoreWriter {
         let Self { txn, parser, .. } = self;
         let Some((txn, appender)) = txn else { return parser.refuse("the stream has ended") };
         parser.push(chunk, &mut |place, key, value| {
-            if LOG_PLACES.contains(&place) && is_outside(value) {
-                return Err(damaged("log", "block", value));
+            if BLOCK_PLACES.contains(&place) && is_outside(value) {
+                return Err(damaged("snapshot", "block", value));
             }
-            let is_block = LOG_PLACES.contains(&place) && value.len() >= INLINE_BYTES_MAX;
-            let value = if is_block { appender.append(value)? } else { Cow::Borrowed(value) };
+            let value = if BLOCK_PLACES.contains(&place) { appender.append(value)? } else { Cow::Borrowed(value) };
             txn.open_table(SNAPSHOT_TABLES[place].1)?.insert(key, &value[..])?;
             Ok(())
         })
