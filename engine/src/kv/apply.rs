@@ -281,7 +281,7 @@ impl<'t> Writer<'t> {
         };
         self.attach(&kv.key, old.map_or(0, |old| old.lease), kv.lease)?;
         let prev_kv = hit.filter(|_| wants_prev).map(|hit| hit.kv);
-        let response = OpResponse::Put { prev_kv: prev_kv.clone().filter(|_| put.prev_kv) };
+        let response = OpResponse::Put { prev_kv: prev_kv.as_ref().filter(|_| put.prev_kv).cloned().map(Box::new) };
         if wanted != Wanted::Nothing {
             change.events.push(Event { delete: false, kv: kv.clone(), prev_kv });
         }

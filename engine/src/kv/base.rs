@@ -90,6 +90,20 @@ impl Base {
     }
 }
 
+#[cfg(test)]
+impl Base {
+    /// Where all blocks outside lie.
+    pub(super) fn extents(&self) -> Vec<std::ops::Range<u64>> {
+        let mut extents = Vec::new();
+        for table in self.keyspaces.iter().flat_map(|keyspace| [&keyspace.log, &keyspace.index]) {
+            for row in table.iter().unwrap() {
+                extents.extend(super::history::extent_of(row.unwrap().1.value()));
+            }
+        }
+        extents
+    }
+}
+
 impl BaseKeyspace {
     /// The living version of a key.
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Found<'_>>, StoreError> {

@@ -77,7 +77,16 @@ fn check_branch(ops: &[TxnOp]) -> Result<(), KvError> {
     if ops.iter().any(|op| matches!(op, TxnOp::DeleteRange(_) | TxnOp::Txn(_))) {
         return check_keys_once(ops).map(drop);
     }
-    let mut puts: Vec<&[u8]> = ops.iter().filter_map(|op| if let TxnOp::Put(put) = op { Some(&put.key[..]) } else { None }).collect();
+    let keys = ops.iter().filter_map(|op| if let TxnOp::Put(put) = op { Some(&put.key[..]) } else { None });
+    // Most have few.
+    let (mut few, mut many) = ([&[][..]; 16], Vec::new());
+    let puts = if ops.len() <= few.len() {
+        let count = few.iter_mut().zip(keys).map(|(to, key)| *to = key).count();
+        &mut few[..count]
+    } else {
+        many.extend(keys);
+        &mut many[..]
+    };
     puts.sort_unstable();
     if puts.windows(2).any(|pair| pair[0] == pair[1]) { Err(KvError::DuplicateKey) } else { Ok(()) }
 }

@@ -392,7 +392,8 @@ impl<'t, 'u> Tables<'t, 'u> {
     fn merge(&mut self, merged: &[u64]) -> Result<(), StoreError> {
         let Some(&last) = merged.first() else { return Ok(()) };
         type Record = (Vec<u8>, Vec<u8>);
-        let mut blocks: Vec<Record> = Vec::new();
+        // Of the table: key, and the block or where it lies.
+        let mut rows: Vec<Record> = Vec::new();
         let history = self.appender.history()?;
         {
             // Each run with its next record.
@@ -410,7 +411,8 @@ impl<'t, 'u> Tables<'t, 'u> {
             while let Some(&lowest) = order.last() {
                 let ((key, value), _) = &heads[lowest];
                 if !block::has_room(&block.1, key, value) {
-                    blocks.push(std::mem::take(&mut block));
+                    rows.push((std::mem::take(&mut block.0), self.appender.append(&block.1)?.into_owned()));
+                    block.1.clear();
                 }
                 if block.1.is_empty() {
                     block.0 = runs::block_key(last, key);
@@ -427,14 +429,14 @@ impl<'t, 'u> Tables<'t, 'u> {
                     at -= 1;
                 }
             }
-            blocks.push(block);
+            rows.push((block.0, self.appender.append(&block.1)?.into_owned()));
         }
         for upto in merged {
             self.drop_run(*upto)?;
         }
-        self.sizes.insert(last, blocks.len());
-        for (key, block) in blocks {
-            self.index.insert(&key[..], &self.appender.append(&block)?[..])?;
+        self.sizes.insert(last, rows.len());
+        for (key, row) in rows {
+            self.index.insert(&key[..], &row[..])?;
         }
         Ok(())
     }
@@ -501,8 +503,7 @@ impl<'t, 'u> Tables<'t, 'u> {
 
     /// Takes garbage out of one block; returns what of it lies behind the block.
     fn filter_block<'g>(&mut self, key: &[u8], value: &[u8], garbage: &'g [Rev]) -> Result<&'g [Rev], StoreError> {
-        let history = self.appender.history()?;
-        let block = history.block(value)?;
+        let block = self.appender.block(value)?;
         let (mut kept, mut last) = (Vec::with_capacity(block.len()), garbage[0]);
         for record in block::records("log", &block) {
             let (rev, value) = record?;

@@ -300,6 +300,29 @@ impl Ledger {
     }
 }
 
+#[cfg(test)]
+impl Ledger {
+    /// `extents`: where blocks lie.
+    pub(super) fn check(&self, extents: &[Range<u64>]) {
+        let mut all: Vec<Range<u64>> = extents.to_vec();
+        let mut live: BTreeMap<u32, u64> = self.account.live.keys().map(|segment| (*segment, 0)).collect();
+        for extent in extents {
+            assert!(extent.end <= self.account.end && segment_of(extent.start) == segment_of(extent.end - 1), "{extent:?}");
+            *live.get_mut(&segment_of(extent.start)).expect("a segment that is counted") += extent.end - extent.start;
+        }
+        assert_eq!(live, self.account.live);
+        all.extend(self.freed.iter().flat_map(|freed| &freed.ranges).map(|(from, to)| *from..*to));
+        all.sort_unstable_by_key(|range| range.start);
+        assert!(all.windows(2).all(|pair| pair[0].end <= pair[1].start), "{all:?}");
+    }
+}
+
+/// Where the block lies that a value tells of.
+#[cfg(test)]
+pub(super) fn extent_of(value: &[u8]) -> Option<Range<u64>> {
+    Extent::decode(value).unwrap().map(|extent| extent.range())
+}
+
 /// A range, cut at the borders of segments.
 fn parts(mut range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     std::iter::from_fn(move || {
@@ -321,6 +344,7 @@ pub(super) struct Committed {
 #[derive(Debug)]
 pub(super) struct Appender {
     history: Arc<History>,
+    before: Account,
     account: Account,
     /// Before, and not given back yet.
     pending: Vec<(u64, u64)>,
@@ -335,7 +359,24 @@ impl Appender {
     pub(super) fn new(history: &Arc<History>, ledger: &mut Ledger) -> Self {
         ledger.sweep(&*history.storage);
         let pending = ledger.freed.iter().flat_map(|freed| freed.ranges.iter().copied()).collect();
-        Self { history: Arc::clone(history), account: ledger.account.clone(), pending, freed: Vec::new(), buffer: Vec::new(), unsynced: 0 }
+        let (before, account) = (ledger.account.clone(), ledger.account.clone());
+        Self { history: Arc::clone(history), before, account, pending, freed: Vec::new(), buffer: Vec::new(), unsynced: 0 }
+    }
+
+    /// Gives up what was appended.
+    pub(super) fn abandon(self) {
+        if let Err(e) = self.history.storage.cut(self.before.end, &self.before.live) {
+            tracing::warn!("cannot give back space of a snapshot that was given up, it stays in use until the next start: {e}");
+        }
+    }
+
+    /// The block that a value is, or tells of.
+    pub(super) fn block<'v>(&mut self, value: &'v [u8]) -> Result<Cow<'v, [u8]>, StoreError> {
+        let flushed = self.account.end - self.buffer.len() as u64;
+        if Extent::decode(value)?.is_some_and(|extent| extent.range().end > flushed) {
+            self.flush()?;
+        }
+        self.history.block(value)
     }
 
     /// The files, in which everything is that was appended.

@@ -12,7 +12,7 @@ use std::cmp::Ordering;
 use std::ops::{Bound, Range};
 
 /// Keys that come before they are sorted.
-const RUN_MIN: usize = if cfg!(test) { 32 } else { 512 };
+const RUN_MIN: usize = if cfg!(test) { 32 } else { 256 };
 /// Bytes of a key that stand in its slot.
 pub(super) const HEAD_BYTES: usize = 16;
 

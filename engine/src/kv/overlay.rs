@@ -67,6 +67,8 @@ struct Entry {
     key: ShortKey,
     /// Where its last change stands in [`Recent::log`].
     last: u32,
+    /// How many changes it has.
+    count: u32,
     sub: u32,
     main: u64,
     create: u64,
@@ -78,11 +80,11 @@ struct Entry {
 const _: () = assert!(size_of::<Entry>() == 64);
 
 impl Entry {
-    /// `at`: where the change is going to stand.
-    fn new(change: &Change, at: u32) -> Self {
+    /// `at`: where the change is going to stand; `count`: how many there are with it.
+    fn new(change: &Change, at: u32, count: u32) -> Self {
         let Change { rev: Rev { main, sub }, create, version, lease, delete, .. } = *change;
         let version = if delete { 0 } else { version };
-        Self { key: ShortKey::of(&change.key), last: at, sub, main, create, version, lease }
+        Self { key: ShortKey::of(&change.key), last: at, count, sub, main, create, version, lease }
     }
 }
 
@@ -224,6 +226,9 @@ impl Places {
     }
 }
 
+/// Changes of one key that are looked for one by one.
+const CHAIN_MAX: u32 = if cfg!(test) { 2 } else { 32 };
+
 /// One key space's changes.
 ///
 /// A put asks for its key three times, so keys are found by hash; they are in order as well ([`Order`]), for ranges.
@@ -235,6 +240,8 @@ pub(super) struct Recent {
     /// In `entries`.
     places: Places,
     order: Order,
+    /// Of keys with more than [`CHAIN_MAX`] changes: where that many-th stands, and those after it, but for the last. Ascending.
+    many: BTreeMap<u32, Vec<u32>>,
     bytes: usize,
 }
 
@@ -247,12 +254,15 @@ impl Recent {
         if let Some(place) = self.place(&change.key, hash) {
             let entry = self.entries.at_mut(place);
             change.older = entry.last;
-            *entry = Entry::new(&change, at);
+            if entry.count >= CHAIN_MAX {
+                self.many.entry(place).or_default().push(entry.last);
+            }
+            *entry = Entry::new(&change, at, entry.count.saturating_add(1));
             self.log.push(change);
             return;
         }
         let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        self.entries.push(Entry::new(&change, at));
+        self.entries.push(Entry::new(&change, at, 1));
         self.log.push(change);
         self.places.insert(hash, place);
         let Self { log, entries, order, .. } = self;
@@ -286,12 +296,28 @@ impl Recent {
         key_of(&self.log, &self.entries, place)
     }
 
+    /// Whether anything in here is as old as `at`. Readers of the past ask of every key.
+    fn reaches(&self, at: u64) -> bool {
+        self.log.pieces.first().and_then(|piece| piece.first()).is_some_and(|first| first.rev.main <= at)
+    }
+
     fn of(&self, place: u32, at: u64) -> Option<&Change> {
         let entry = self.entries.at(place);
         if entry.main <= at {
             return Some(self.at(entry.last));
         }
-        self.before(self.at(entry.last)).find(|change| change.rev.main <= at)
+        if !self.reaches(at) {
+            return None;
+        }
+        let mut later = self.at(entry.last);
+        if let Some(many) = self.many.get(&place) {
+            let end = many.partition_point(|&place| self.at(place).rev.main <= at);
+            if let Some(found) = end.checked_sub(1) {
+                return Some(self.at(many[found]));
+            }
+            later = self.at(many[0]);
+        }
+        self.before(later).find(|change| change.rev.main <= at)
     }
 
     /// The last change of a key at or below revision `at`, if there was one in here.
@@ -312,7 +338,8 @@ impl Recent {
 
     /// The same as [`Self::get`] for each key in the bounds that has one, in order.
     pub(super) fn range<'a>(&'a self, bounds: super::read::Bounds<'_>, at: u64) -> impl DoubleEndedIterator<Item = &'a Change> {
-        self.order.range(bounds, |place| self.key(place)).filter_map(move |place| self.of(place, at))
+        let keys = self.reaches(at).then(|| self.order.range(bounds, |place| self.key(place)));
+        keys.into_iter().flatten().filter_map(move |place| self.of(place, at))
     }
 
     /// The change of exactly this revision.

@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Addresses in one file.
@@ -23,6 +24,8 @@ pub(super) trait Storage: std::fmt::Debug + Send + Sync {
     fn free(&self, range: Range<u64>) -> io::Result<()>;
     /// The same of a whole segment.
     fn forget(&self, segment: u32) -> io::Result<()>;
+    /// The same of everything from `end` on, and of segments of which no byte is counted in `live`.
+    fn cut(&self, end: u64, live: &BTreeMap<u32, u64>) -> io::Result<()>;
 }
 
 /// The segment that an address lies in.
@@ -61,6 +64,10 @@ impl<B: redb::StorageBackend> Storage for OneFile<B> {
     fn forget(&self, _segment: u32) -> io::Result<()> {
         Ok(())
     }
+
+    fn cut(&self, end: u64, _live: &BTreeMap<u32, u64>) -> io::Result<()> {
+        if self.0.len()? > end { self.0.set_len(end) } else { Ok(()) }
+    }
 }
 
 /// Files of [`SEGMENT_BYTES`] addresses each in a directory, made when something is written to them.
@@ -70,12 +77,14 @@ pub(super) struct SegmentFiles {
     open: RwLock<BTreeMap<u32, Arc<File>>>,
     /// Written since the last sync.
     unsynced: Mutex<BTreeSet<u32>>,
+    /// That there are no holes.
+    told: AtomicBool,
 }
 
 impl SegmentFiles {
     /// Those beside the engine's file: `kv.history/` for `kv.redb`.
     pub(super) fn beside(path: &Path) -> Self {
-        Self { dir: path.with_extension("history"), open: RwLock::default(), unsynced: Mutex::default() }
+        Self { dir: path.with_extension("history"), open: RwLock::default(), unsynced: Mutex::default(), told: AtomicBool::new(false) }
     }
 
     fn path(&self, segment: u32) -> PathBuf {
@@ -94,28 +103,6 @@ impl SegmentFiles {
         }
         self.cut(end, live)
             .map_err(|e| failed(&self.dir, e.to_string(), "check the disk (space, permissions, kernel messages), then start again"))
-    }
-
-    fn cut(&self, end: u64, live: &BTreeMap<u32, u64>) -> io::Result<()> {
-        let entries = match std::fs::read_dir(&self.dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries?,
-        };
-        for entry in entries {
-            let path = entry?.path();
-            // Other names are not ours.
-            let Some(segment) = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()) else { continue };
-            let start = u64::from(segment) * SEGMENT_BYTES;
-            if start >= end || !live.contains_key(&segment) {
-                std::fs::remove_file(&path)?;
-            } else if end - start < SEGMENT_BYTES {
-                let file = File::options().write(true).open(&path)?;
-                if file.metadata()?.len() > end - start {
-                    file.set_len(end - start)?;
-                }
-            }
-        }
-        Ok(())
     }
 
     fn opened(&self, segment: u32) -> Option<Arc<File>> {
@@ -175,8 +162,16 @@ impl Storage for SegmentFiles {
         };
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::io::retry_on_intr(|| rustix::fs::fallocate(&file, flags, from, range.end - range.start)) {
-            // A file system that knows no holes: the space comes back with the whole file.
-            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            // The space comes back with the whole file.
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "{}: this file system knows no holes in files: compacted history takes up space until all of a file's 1 GiB is",
+                        self.dir.display()
+                    );
+                }
+                Ok(())
+            }
             done => Ok(done?),
         }
     }
@@ -187,6 +182,29 @@ impl Storage for SegmentFiles {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         }
+    }
+
+    fn cut(&self, end: u64, live: &BTreeMap<u32, u64>) -> io::Result<()> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let entries = match std::fs::read_dir(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            // Other names are not ours.
+            let Some(segment) = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()) else { continue };
+            let start = u64::from(segment) * SEGMENT_BYTES;
+            if start >= end || !live.contains_key(&segment) {
+                self.forget(segment)?;
+            } else if end - start < SEGMENT_BYTES {
+                let file = File::options().write(true).open(&path)?;
+                if file.metadata()?.len() > end - start {
+                    file.set_len(end - start)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -313,8 +313,11 @@ impl std::fmt::Debug for RestoreWriter {
 
 impl Drop for RestoreWriter {
     fn drop(&mut self) {
-        // The transaction goes first: whoever sees the flag down may begin another.
-        self.txn = None;
+        // These go first: whoever sees the flag down may begin others.
+        if let Some((txn, appender)) = self.txn.take() {
+            drop(txn);
+            appender.abandon();
+        }
         self.inner.restoring.store(false, Ordering::Release);
     }
 }

@@ -472,6 +472,15 @@ impl Store {
         Ok(folded.applied)
     }
 
+    /// What is written of the history files is what the tables say of them.
+    #[cfg(test)]
+    pub(super) fn check_history(&self) {
+        let folding = lock(&self.inner.folding);
+        let base = self.layers().base;
+        let extents = base.extents();
+        folding.ledger.check(&extents);
+    }
+
     /// Whether compaction left something that checkpoints have yet to remove.
     #[must_use]
     pub fn has_garbage(&self) -> bool {

@@ -179,7 +179,8 @@ pub struct TxnRequest {
 #[allow(missing_docs, reason = "etcd's own names")]
 pub enum OpResponse {
     Range(RangeResponse),
-    Put { prev_kv: Option<KeyValue> },
+    /// Boxed, since most have none, and a transaction has many answers.
+    Put { prev_kv: Option<Box<KeyValue>> },
     DeleteRange { deleted: u64, prev_kvs: Vec<KeyValue> },
     Txn { succeeded: bool, responses: Vec<OpResponse> },
 }

@@ -163,7 +163,9 @@ fn op_response(response: kv::OpResponse, revision: Revision) -> Response {
     let header = pb::ResponseHeader { revision: signed(revision.0), ..Default::default() };
     match response {
         kv::OpResponse::Range(r) => Response::ResponseRange(range_response(r, header)),
-        kv::OpResponse::Put { prev_kv } => Response::ResponsePut(pb::PutResponse { header: Some(header), prev_kv: prev_kv.map(key_value) }),
+        kv::OpResponse::Put { prev_kv } => {
+            Response::ResponsePut(pb::PutResponse { header: Some(header), prev_kv: prev_kv.map(|kv| key_value(*kv)) })
+        }
         kv::OpResponse::DeleteRange { deleted, prev_kvs } => Response::ResponseDeleteRange(pb::DeleteRangeResponse {
             header: Some(header),
             deleted: signed(deleted),

@@ -41,7 +41,7 @@ impl Caller {
         async move {
             match begun?.await? {
                 (CommandResponse::Op(OpResponse::Put { prev_kv }), revision) => {
-                    Ok(pb::PutResponse { header: Some(self.header(revision)), prev_kv: prev_kv.map(convert::key_value) })
+                    Ok(pb::PutResponse { header: Some(self.header(revision)), prev_kv: prev_kv.map(|kv| convert::key_value(*kv)) })
                 }
                 _ => Err(MISMATCH.into()),
             }
