@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const CACHE_BYTES: usize = 64 << 20;
 /// As the member's settings have it.
 const CHECKPOINT_BYTES: u64 = 64 << 20;
-const RECENT_BYTES_CHECKPOINT: usize = 64 << 20;
+const RECENT_BYTES_CHECKPOINT: usize = 48 << 20;
 const RECENT_BYTES_MAX: usize = 192 << 20;
 /// Bytes of one put in the log, about.
 const ENTRY_BYTES: u64 = 340;

@@ -20,7 +20,7 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 /// While more than this waits to be applied, new proposals are refused.
 pub(super) const TO_APPLY_BYTES_MAX: usize = 128 << 20;
 /// Memory of applied changes that causes a checkpoint, which puts them into the store's file.
-const RECENT_BYTES_CHECKPOINT: usize = 64 << 20;
+const RECENT_BYTES_CHECKPOINT: usize = 48 << 20;
 /// Memory of applied changes above which applying waits for the checkpoint that is being taken.
 const RECENT_BYTES_MAX: usize = 192 << 20;
 /// What part of the time between two checkpoints one may take.
