@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that are written before they are synced, whoever asks for it or not. A checkpoint that left all of its hundred
 /// MiB to its end would keep the disk busy for some tenths of a second, and the log's writes waiting behind it.
-const UNSYNCED_BYTES_MAX: u64 = if cfg!(test) { 32 << 10 } else { 8 << 20 };
+pub(super) const UNSYNCED_BYTES_MAX: u64 = if cfg!(test) { 32 << 10 } else { 8 << 20 };
 
 /// Passes everything on, and keeps the length where [`super::Store::sizes`] reads it without a system call.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use redb::TableDefinition;
 /// Every table maps bytes to bytes, so that one loop dumps and one loop restores them all.
 pub(super) type Def = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-/// The version of the tables. In version 3 all blocks of `log` stood in it, as some still may.
+/// The version of the tables. In version 3 all blocks stood in the tables, as some still may.
 pub(super) const FORMAT_VERSION: u32 = 4;
 const FORMAT_VERSION_MIN: u32 = 3;
 /// The version of the snapshot stream.
@@ -28,7 +28,7 @@ const SYSTEM: [Def; 3] = [TableDefinition::new("system.current"), TableDefinitio
 
 /// `meta` key of the [`State`] record.
 pub(super) const META_STATE: &[u8] = b"state";
-/// `meta` key of the [`super::history::Account`]; absent before the first block outside.
+/// `meta` key of the [`super::history::Account`]; absent in files of version 3.
 pub(super) const META_HISTORY: &[u8] = b"history";
 /// `meta` key of the membership bytes.
 pub(super) const META_MEMBERSHIP: &[u8] = b"membership";

@@ -27,6 +27,8 @@ const MERGED_BLOCKS_MAX: usize = 512;
 const STEP_BYTES_MAX: usize = if cfg!(test) { 8 << 10 } else { 16 << 20 };
 /// Keys that are written, with what they supersede, before a look at [`STEP_BYTES_MAX`], and at the pace: mostly well below a millisecond's work.
 const STEP_KEYS: usize = if cfg!(test) { 3 } else { 256 };
+/// Changes of the log, the same.
+const STEP_CHANGES: usize = if cfg!(test) { 3 } else { 1024 };
 /// What a block that lies outside takes in its table, about.
 const ROW_BYTES: usize = 64;
 /// redb's pages.
@@ -194,7 +196,7 @@ fn fold_keyspace(
     }
     superseded.finish(&mut Tables::open(steps.txn()?, keyspace, used, sizes, appender)?)?;
     let mut block = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?.last_block()?;
-    for some in recent.log_pieces().flat_map(|piece| piece.chunks(4 * STEP_KEYS)) {
+    for some in recent.log_pieces().flat_map(|piece| piece.chunks(STEP_CHANGES)) {
         let dirtied = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?.write_log(&mut block, some)?;
         steps.worked(some.len(), dirtied)?;
     }

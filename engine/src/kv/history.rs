@@ -5,6 +5,7 @@
 //! garbage collection left of a block if that is little, stand in the tables themselves. Space is never used again under its old address; what a
 //! checkpoint frees becomes a hole once that checkpoint is durable and nobody reads an older one.
 
+use super::backend::UNSYNCED_BYTES_MAX;
 use super::base::ReadTable;
 use super::block;
 use super::codec::{Fields, Logged, Rev, damaged};
@@ -30,12 +31,10 @@ pub(super) const INLINE_BYTES_MAX: usize = BLOCK_BYTES / 2;
 const EXTENT_BYTES_MAX: usize = (SEGMENT_BYTES / 16) as usize;
 /// What is collected before it is written.
 const WRITE_BYTES: usize = 1 << 20;
-/// What is written before it is synced: see [`super::backend`].
-const UNSYNCED_BYTES_MAX: usize = if cfg!(test) { 16 << 10 } else { 8 << 20 };
 /// Begins a value that says where a block lies. (A block that begins so, with the length of its first key, is longer than that.)
 const EXTENT_MARK: u8 = 0xff;
 /// Mark, address, length, checksum.
-pub(super) const EXTENT_LEN: usize = 1 + 8 + 4 + 8;
+const EXTENT_LEN: usize = 1 + 8 + 4 + 8;
 
 const fn padded(len: usize) -> usize {
     len.next_multiple_of(ALIGN)
@@ -351,7 +350,7 @@ pub(super) struct Appender {
     freed: Vec<(u64, u64)>,
     /// To be written where `account.end` is, less its length.
     buffer: Vec<u8>,
-    unsynced: usize,
+    unsynced: u64,
 }
 
 impl Appender {
@@ -437,7 +436,7 @@ impl Appender {
         }
         let at = self.account.end - self.buffer.len() as u64;
         self.history.storage.write(at, &self.buffer).map_err(|cause| StoreError::History { doing: "write", at, cause })?;
-        self.unsynced += self.buffer.len();
+        self.unsynced += self.buffer.len() as u64;
         self.buffer.clear();
         if self.unsynced >= UNSYNCED_BYTES_MAX { self.sync() } else { Ok(()) }
     }

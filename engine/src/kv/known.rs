@@ -4,8 +4,7 @@
 //! where looking them up takes longer than the put itself. Keys that changed lately are those that will change next: so what the last
 //! two checkpoints knew of them is kept.
 
-use super::codec::Rev;
-use super::overlay::{Change, KeyHash, Places, ShortKey};
+use super::overlay::{Change, KeyHash, Latest, Places, ShortKey};
 use super::read::Numbers;
 use std::sync::Arc;
 
@@ -23,19 +22,12 @@ pub(super) struct Written {
     places: Places,
 }
 
-/// In one line of the processor's cache.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 #[repr(align(64))]
 struct Version {
-    key: ShortKey,
+    latest: Latest,
     /// In `keys`.
     start: usize,
-    sub: u32,
-    main: u64,
-    create: u64,
-    /// 0: it was deleted.
-    version: u64,
-    lease: i64,
 }
 
 const _: () = assert!(size_of::<Version>() == 64);
@@ -47,21 +39,19 @@ impl Written {
 
     /// The last change of a key that is not in here yet.
     pub(super) fn push(&mut self, change: &Change) {
-        let Change { rev: Rev { main, sub }, create, version, lease, delete, .. } = *change;
-        let (key, start) = (ShortKey::of(&change.key), self.keys.len());
-        if key.is_cut() {
+        let (latest, start) = (Latest::of(change), self.keys.len());
+        if latest.key.is_cut() {
             self.keys.extend_from_slice(&change.key);
         }
         self.places.insert(KeyHash::of(&change.key), u32::try_from(self.versions.len()).unwrap_or(u32::MAX));
-        let version = if delete { 0 } else { version };
-        self.versions.push(Version { key, start, sub, main, create, version, lease });
+        self.versions.push(Version { latest, start });
     }
 
     fn warm(&self, hashes: &[KeyHash]) -> Vec<KeyHash> {
         let (likely, left) = self.places.likely(hashes);
         let versions: Vec<&Version> = likely.iter().map(|&at| &self.versions[at as usize]).collect();
-        let mut sum = versions.iter().fold(0, |sum: u64, version| sum.wrapping_add(version.main));
-        for version in versions.iter().filter(|version| version.key.is_cut()) {
+        let mut sum = versions.iter().fold(0, |sum: u64, version| sum.wrapping_add(version.latest.main));
+        for version in versions.iter().filter(|version| version.latest.key.is_cut()) {
             sum = sum.wrapping_add(self.keys.get(version.start).copied().map_or(0, u64::from));
         }
         std::hint::black_box(sum);
@@ -71,12 +61,10 @@ impl Written {
     fn get(&self, key: &[u8], hash: KeyHash) -> Option<Option<Numbers>> {
         let short = ShortKey::of(key);
         let is_it = |at: u32| {
-            let Version { key: own, start, .. } = self.versions[at as usize];
-            own == short && (!own.is_cut() || self.keys[start..start + key.len()] == *key)
+            let Version { latest, start } = &self.versions[at as usize];
+            latest.key == short && (!short.is_cut() || self.keys[*start..start + key.len()] == *key)
         };
-        let found = self.places.find(hash, is_it)?;
-        let Version { sub, main, create, version, lease, .. } = self.versions[found as usize];
-        Some((version > 0).then_some(Numbers { rev: Rev { main, sub }, create, version, lease }))
+        self.places.find(hash, is_it).map(|at| self.versions[at as usize].latest.numbers())
     }
 }
 

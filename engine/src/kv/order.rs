@@ -17,7 +17,7 @@ const RUN_MIN: usize = if cfg!(test) { 32 } else { 256 };
 pub(super) const HEAD_BYTES: usize = 16;
 
 /// A key's first bytes as numbers that compare as they do; what is missing counts as zeros, so equal heads say nothing of the keys' lengths.
-type Head = [u64; 2];
+pub(super) type Head = [u64; 2];
 
 /// A key: its first bytes, and the caller's number for it.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ struct Slot {
     place: u32,
 }
 
-pub(super) fn head(key: &[u8]) -> [u64; 2] {
+pub(super) fn head(key: &[u8]) -> Head {
     let mut bytes = [0; HEAD_BYTES];
     let n = key.len().min(HEAD_BYTES);
     bytes[..n].copy_from_slice(&key[..n]);

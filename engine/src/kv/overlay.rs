@@ -59,34 +59,44 @@ impl Change {
     }
 }
 
-/// A key, and what there is to know of its last change, in one line of the processor's cache: most of a put's time goes into waiting for
-/// memory, and changes and keys lie all over it.
-#[derive(Debug)]
-#[repr(align(64))]
-struct Entry {
-    key: ShortKey,
-    /// Where its last change stands in [`Recent::log`].
-    last: u32,
-    /// How many changes it has.
-    count: u32,
+/// A key, and what there is to know of its last change: with where the rest is, one line of the processor's cache. Most of a put's time goes
+/// into waiting for memory, and changes and keys lie all over it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Latest {
+    pub key: ShortKey,
     sub: u32,
-    main: u64,
+    pub main: u64,
     create: u64,
     /// 0: deleted.
     version: u64,
     lease: i64,
 }
 
-const _: () = assert!(size_of::<Entry>() == 64);
-
-impl Entry {
-    /// `at`: where the change is going to stand; `count`: how many there are with it.
-    fn new(change: &Change, at: u32, count: u32) -> Self {
+impl Latest {
+    pub(super) fn of(change: &Change) -> Self {
         let Change { rev: Rev { main, sub }, create, version, lease, delete, .. } = *change;
-        let version = if delete { 0 } else { version };
-        Self { key: ShortKey::of(&change.key), last: at, count, sub, main, create, version, lease }
+        Self { key: ShortKey::of(&change.key), sub, main, create, version: if delete { 0 } else { version }, lease }
+    }
+
+    /// `None`: it was deleted.
+    pub(super) fn numbers(&self) -> Option<Numbers> {
+        let Self { sub, main, create, version, lease, .. } = *self;
+        (version > 0).then_some(Numbers { rev: Rev { main, sub }, create, version, lease })
     }
 }
+
+/// A key of [`Recent`].
+#[derive(Debug)]
+#[repr(align(64))]
+struct Entry {
+    latest: Latest,
+    /// Where its last change stands in [`Recent::log`].
+    last: u32,
+    /// How many changes it has.
+    count: u32,
+}
+
+const _: () = assert!(size_of::<Entry>() == 64);
 
 /// A key's length and first bytes: all of it, if it is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,12 +267,12 @@ impl Recent {
             if entry.count >= CHAIN_MAX {
                 self.many.entry(place).or_default().push(entry.last);
             }
-            *entry = Entry::new(&change, at, entry.count.saturating_add(1));
+            *entry = Entry { latest: Latest::of(&change), last: at, count: entry.count.saturating_add(1) };
             self.log.push(change);
             return;
         }
         let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        self.entries.push(Entry::new(&change, at, 1));
+        self.entries.push(Entry { latest: Latest::of(&change), last: at, count: 1 });
         self.log.push(change);
         self.places.insert(hash, place);
         let Self { log, entries, order, .. } = self;
@@ -271,7 +281,7 @@ impl Recent {
 
     fn place(&self, key: &[u8], hash: KeyHash) -> Option<u32> {
         let short = ShortKey::of(key);
-        self.places.find(hash, |at| self.entries.at(at).key == short && (!short.is_cut() || self.key(at) == key))
+        self.places.find(hash, |at| self.entries.at(at).latest.key == short && (!short.is_cut() || self.key(at) == key))
     }
 
     /// Reads what looking for these keys will read, so that it is in the processor's caches by then. One by one, each look-up waits for
@@ -280,8 +290,8 @@ impl Recent {
     pub(super) fn warm(&self, hashes: &[KeyHash]) -> Vec<KeyHash> {
         let (likely, left) = self.places.likely(hashes);
         let entries: Vec<&Entry> = likely.iter().map(|&at| self.entries.at(at)).collect();
-        let mut sum = entries.iter().fold(0, |sum: u64, entry| sum.wrapping_add(entry.main));
-        for entry in entries.iter().filter(|entry| entry.key.is_cut()) {
+        let mut sum = entries.iter().fold(0, |sum: u64, entry| sum.wrapping_add(entry.latest.main));
+        for entry in entries.iter().filter(|entry| entry.latest.key.is_cut()) {
             sum = sum.wrapping_add(self.at(entry.last).key.first().copied().map_or(0, u64::from));
         }
         std::hint::black_box(sum);
@@ -303,7 +313,7 @@ impl Recent {
 
     fn of(&self, place: u32, at: u64) -> Option<&Change> {
         let entry = self.entries.at(place);
-        if entry.main <= at {
+        if entry.latest.main <= at {
             return Some(self.at(entry.last));
         }
         if !self.reaches(at) {
@@ -328,12 +338,8 @@ impl Recent {
     /// The numbers of that change, cheaper.
     pub(super) fn numbers(&self, key: &[u8], hash: KeyHash, at: u64) -> Option<Option<Numbers>> {
         let place = self.place(key, hash)?;
-        let Entry { sub, main, create, version, lease, .. } = *self.entries.at(place);
-        if main > at {
-            return self.of(place, at).map(Numbers::of_change);
-        }
-        let rev = Rev { main, sub };
-        Some((version > 0).then_some(Numbers { rev, create, version, lease }))
+        let latest = &self.entries.at(place).latest;
+        if latest.main <= at { Some(latest.numbers()) } else { self.of(place, at).map(Numbers::of_change) }
     }
 
     /// The same as [`Self::get`] for each key in the bounds that has one, in order.
