@@ -91,6 +91,73 @@ fn all_names_of_the_secondary_are_removed() {
     removed(|lab| 1 - lab.primary(), false, false);
 }
 
+/// All names of the primary are removed while the other brick is away. Nobody can be asked then; and what the primary lost
+/// must not be taken for removed by users when the other one comes back, and be removed there too.
+fn removed_alone(restart: bool) {
+    let (mut lab, tree) = with_tree();
+    let (primary, other) = (lab.primary(), 1 - lab.primary());
+    lab.hosts[other].kill();
+    wait_for("the primary is alone", HEAL, || (!lab.states().iter().any(|s| s == "in sync")).then_some(()));
+    let mnt = lab.hosts[2].mount("h1,h2", "rep", "mnt");
+    // What users change meanwhile counts: a file that goes must not come back.
+    let files: Vec<_> = tree::files(&tree);
+    let (gone, rewritten) = (&files[0], &files[1]);
+    let content = writer::content(7);
+    fs::remove_file(mnt.join("tree").join(gone)).expect("remove a file");
+    fs::write(mnt.join("tree").join(rewritten), &content).expect("rewrite a file");
+    lab.hosts[2].unmount("mnt");
+    lab.remove_all(primary, false);
+    if restart {
+        lab.hosts[primary].kill();
+        lab.hosts[primary].start();
+    }
+    lab.hosts[other].start();
+    lab.bricks_become_equal();
+    let mnt = lab.hosts[2].mount("h1,h2", "rep", "mnt").join("tree");
+    let there = tree::files(&mnt);
+    assert_eq!(there, files[1..], "the files that are there");
+    assert!(fs::read(mnt.join(rewritten)).expect("read") == content, "what was written while the other was away");
+    for file in &there {
+        if file != rewritten {
+            assert!(fs::read(mnt.join(file)).expect("read") == fs::read(tree.join(file)).expect("read"), "{} differs", file.display());
+        }
+    }
+}
+
+#[test]
+fn all_names_are_removed_while_the_other_brick_is_away() {
+    removed_alone(false);
+}
+
+#[test]
+fn all_names_are_removed_while_the_other_brick_is_away_and_the_server_starts_again() {
+    removed_alone(true);
+}
+
+/// The same with a third brick in sync: it has what is newest, so the primary is made whole from there before it heals another.
+#[test]
+fn all_names_of_the_primary_are_removed_while_one_of_three_is_away() {
+    let mut lab = Lab::with_cluster();
+    let bricks: Vec<String> = lab.hosts.iter().map(|h| h.brick_name("brick")).collect();
+    let create = ["volume", "create", "rep", "replica", "3", &bricks[0], &bricks[1], &bricks[2]];
+    lab.hosts[0].ok(&create);
+    lab.hosts[0].ok(&["volume", "start", "rep"]);
+    lab.whole();
+    let tree = tree::stage(&lab.hosts[2].dir, OBJECTS);
+    let (primary, away) = (lab.primary(), usize::from(lab.primary() == 0));
+    lab.hosts[away].kill();
+    wait_for("a brick is away", HEAL, || (lab.states().iter().filter(|s| *s == "in sync").count() == 1).then_some(()));
+    let mnt = lab.hosts[2].mount("h3", "rep", "mnt");
+    run(command(["cp", "-a"]).arg(&tree).arg(&mnt));
+    lab.hosts[2].unmount("mnt");
+    lab.remove_all(primary, false);
+    lab.hosts[away].start();
+    lab.whole();
+    for host in &lab.hosts {
+        tree::assert_same(host, &tree, &host.dir.join("disk/brick/tree"));
+    }
+}
+
 fn scrub(lab: &Lab) {
     lab.hosts[2].ok(&["volume", "scrub", "rep"]);
     wait_for("the scrub ends", HEAL, || {

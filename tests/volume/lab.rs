@@ -256,14 +256,14 @@ impl Lab {
         bricks.iter().map(|b| b["state"].as_str().unwrap_or("?").to_owned()).collect()
     }
 
-    /// Waits until both bricks of `rep` are in sync.
+    /// Waits until all bricks of `rep` are in sync.
     #[track_caller]
     pub fn whole(&self) {
         let mut last = Vec::new();
         let started = std::time::Instant::now();
         loop {
             last.clone_from(&self.states());
-            if last.len() == 2 && last.iter().all(|s| s == "primary" || s == "in sync") {
+            if last.len() >= 2 && last.iter().all(|s| s == "primary" || s == "in sync") {
                 return;
             }
             assert!(started.elapsed() < HEAL, "bricks are not in sync: {last:?}");

@@ -20,6 +20,23 @@ fn count(dir: &Path) -> (usize, u64) {
     found
 }
 
+/// The files below `tree`, by their paths in it, in their order.
+pub fn files(tree: &Path) -> Vec<PathBuf> {
+    let (mut found, mut dirs) = (Vec::new(), vec![PathBuf::new()]);
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(tree.join(&dir)).expect("list a directory").flatten() {
+            let kind = entry.file_type().expect("its kind");
+            if kind.is_dir() {
+                dirs.push(dir.join(entry.file_name()));
+            } else if kind.is_file() {
+                found.push(dir.join(entry.file_name()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
 /// Makes a tree of at least `objects` objects below `dir` out of /usr/share, by hard links: the parts with the smallest
 /// files first.
 pub fn stage(dir: &Path, objects: usize) -> PathBuf {

@@ -138,6 +138,9 @@ pub enum HealCall {
     Sign { gfid: Gfid, signature: Signature },
     /// Several, in order, until one fails. -> `Batch`
     Batch(Vec<HealCall>),
+    /// Those of the objects that the brick lost behind its back ([`HealStore::heal_lost`](super::HealStore::heal_lost)). At most
+    /// [`OBJECTS_MAX`]. -> `Gfids`
+    Lost { gfids: Vec<Gfid> },
 }
 
 /// The answer to a [`HealCall`]; calls without `->` answer `Done`.

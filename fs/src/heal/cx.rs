@@ -1,7 +1,8 @@
 //! What the parts of a heal share: the way to both bricks, the plan, the counts, and what is still to be looked at.
 
-use super::calls::{HealCall, HealReturn, ObjectInfo, Place, STRANGER};
+use super::calls::{HealCall, HealReturn, NameEntry, ObjectInfo, Place, STRANGER};
 use super::healer::{Direction, HealPlan, Progress};
+use super::loss::Loss;
 use super::wire::{self, Side, Wire};
 use crate::fop::{Errno, Gfid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,8 @@ pub(super) struct State {
     pub extra: BTreeMap<Gfid, bool>,
     /// Objects that only the target has.
     pub gone: BTreeSet<Gfid>,
+    /// Names that the source lost, by the directory that they were in.
+    pub lost: Vec<(Gfid, NameEntry)>,
 }
 
 #[derive(Clone)]
@@ -29,6 +32,7 @@ pub(super) struct Cx {
     pub source: Side,
     pub target: Side,
     pub plan: Arc<HealPlan>,
+    pub loss: Loss,
     state: Arc<Mutex<State>>,
     counts: Arc<Mutex<Progress>>,
 }
@@ -43,7 +47,12 @@ impl Cx {
             Direction::Push => (Side::Local, Side::Remote),
             Direction::Pull => (Side::Remote, Side::Local),
         };
-        Self { wire, source, target, plan: Arc::new(plan), state: Arc::default(), counts }
+        Self { wire, source, target, plan: Arc::new(plan), loss: Loss::Ignore, state: Arc::default(), counts }
+    }
+
+    /// The same heal as seen from its target.
+    pub fn reversed(&self) -> Self {
+        Self { source: self.target, target: self.source, ..self.clone() }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

@@ -27,6 +27,7 @@ pub fn execute<S: HealStore + ?Sized>(store: &mut S, call: &HealCall) -> HealRes
         | HealCall::Sums { .. }
         | HealCall::Read { .. }
         | HealCall::Limbo
+        | HealCall::Lost { .. }
         | HealCall::Signature { .. } => query(store, call),
         HealCall::PlaceDir { gfid, parent, name } => store.heal_place_dir(*gfid, *parent, name).map(HealReturn::Moved),
         HealCall::ToLimbo { gfid } => store.heal_to_limbo(*gfid).map(HealReturn::Moved),
@@ -75,6 +76,15 @@ fn query<S: HealStore + ?Sized>(store: &mut S, call: &HealCall) -> HealResult {
             HealReturn::Data { extents: extents(store, *gfid, *offset, offset.saturating_add(u64::from(*len)))? }
         }
         HealCall::Limbo => HealReturn::Gfids(store.heal_limbo()?),
+        HealCall::Lost { gfids } if gfids.len() <= OBJECTS_MAX => {
+            let mut lost = Vec::new();
+            for gfid in gfids {
+                if store.heal_lost(*gfid)? {
+                    lost.push(*gfid);
+                }
+            }
+            HealReturn::Gfids(lost)
+        }
         HealCall::Signature { gfid } => HealReturn::Signature(store.heal_signature(*gfid)?.and_then(|b| signature::decode(&b))),
         _ => return Err(Errno::EINVAL),
     })

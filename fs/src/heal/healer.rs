@@ -2,6 +2,7 @@
 
 use super::calls::{HealCall, HealResult};
 use super::cx::Cx;
+use super::loss::Loss;
 use super::task::Task;
 use super::wire::Wire;
 use crate::fop::{Bucket, Errno, Gfid};
@@ -95,6 +96,8 @@ pub struct Progress {
     pub objects_healed: u64,
     /// Objects removed.
     pub objects_removed: u64,
+    /// Names that the source had lost and has again.
+    pub objects_restored: u64,
     /// Bytes of file data written to the target.
     pub bytes_sent: u64,
     /// Bytes sent in a second, on average.
@@ -128,8 +131,16 @@ impl Healer {
     /// A heal that has not begun.
     #[must_use]
     pub fn new(direction: Direction, plan: HealPlan) -> Self {
+        Self::guarded(direction, plan, Loss::Ignore)
+    }
+
+    /// The same, when the source itself may have lost what it should have.
+    #[must_use]
+    pub fn guarded(direction: Direction, plan: HealPlan, loss: Loss) -> Self {
         let (wire, counts) = (Wire::default(), Arc::new(Mutex::new(Progress::default())));
-        let work = super::work::run(Cx::new(wire.clone(), direction, plan, counts.clone()));
+        let mut cx = Cx::new(wire.clone(), direction, plan, counts.clone());
+        cx.loss = loss;
+        let work = super::work::run(cx);
         Self { task: Task::new(wire, work), counts, started: None }
     }
 

@@ -9,6 +9,7 @@ mod changes;
 mod cx;
 mod execute;
 mod healer;
+mod loss;
 mod object;
 pub mod scrub;
 mod store;
@@ -26,5 +27,6 @@ pub use calls::{
 pub use changes::{ChangeLimits, ChangeSet};
 pub use execute::{BATCH_CALLS_MAX, execute, xattr_sum};
 pub use healer::{Direction, HealItem, HealPlan, Healer, Progress, Step, heal_objects};
+pub use loss::Loss;
 pub use store::HealStore;
 pub use wire::{Side, WINDOW_MAX};

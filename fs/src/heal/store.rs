@@ -31,6 +31,9 @@ pub trait HealStore {
     fn heal_next_data(&mut self, gfid: Gfid, offset: u64) -> Result<Option<(u64, u64)>, Errno>;
     /// Data; shorter only at the end of the file. Never more than [`CALL_BYTES_MAX`](super::CALL_BYTES_MAX) is asked.
     fn heal_read(&mut self, gfid: Gfid, offset: u64, len: usize) -> Result<Bytes, Errno>;
+    /// Whether the index knows the object, but it has no name (or, a directory, is not there): then somebody took it away in
+    /// the brick's own directory. One that was put away at start for this is known too.
+    fn heal_lost(&mut self, gfid: Gfid) -> Result<bool, Errno>;
     /// The directories in limbo, ascending.
     fn heal_limbo(&mut self) -> Result<Vec<Gfid>, Errno>;
 

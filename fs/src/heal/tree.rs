@@ -6,6 +6,7 @@
 
 use super::calls::{ENTRIES_MAX, HealCall, NameEntry, Place, STRANGER};
 use super::cx::Cx;
+use super::loss::{bring_back, bring_back_dir, is_lost};
 use super::wire::{self, Side, Window};
 use crate::fop::{Errno, Gfid};
 use bytes::Bytes;
@@ -122,6 +123,10 @@ pub(super) async fn heal_entries(cx: &Cx, dir: Gfid, merge: bool) -> Result<(), 
             Some(s) if s.gfid == STRANGER => cx.tolerate(Err(Errno::ESTALE))?,
             _ if merge => {}
             _ => {
+                if is_lost(cx, t.gfid).await? {
+                    cx.state().lost.push((dir, t.clone()));
+                    continue;
+                }
                 changed = true;
                 cx.tolerate(take_away(cx, dir, t).await)?;
             }
@@ -150,7 +155,7 @@ pub(super) async fn heal_entries(cx: &Cx, dir: Gfid, merge: bool) -> Result<(), 
 }
 
 /// A name that the source does not have here: a directory goes to where the source has it, or to limbo.
-async fn take_away(cx: &Cx, dir: Gfid, found: &NameEntry) -> Result<(), Errno> {
+pub(super) async fn take_away(cx: &Cx, dir: Gfid, found: &NameEntry) -> Result<(), Errno> {
     if found.is_dir && found.gfid != STRANGER && ensure_dir(cx, found.gfid).await? {
         // It may be that it stays: it came back here since the source was listed.
         return Ok(());
@@ -162,7 +167,7 @@ async fn take_away(cx: &Cx, dir: Gfid, found: &NameEntry) -> Result<(), Errno> {
     }
 }
 
-async fn link(cx: &Cx, parent: Gfid, name: &Bytes, gfid: Gfid) -> Result<(), Errno> {
+pub(super) async fn link(cx: &Cx, parent: Gfid, name: &Bytes, gfid: Gfid) -> Result<(), Errno> {
     for _ in 0..TRIES_MAX {
         match cx.tell(HealCall::Link { parent, name: name.clone(), gfid }).await {
             Ok(r) => return wire::done(r),
@@ -196,10 +201,16 @@ pub(super) async fn remove(cx: &Cx, gfid: Gfid) -> Result<(), Errno> {
         return Ok(());
     }
     let target = cx.stat(cx.target, gfid).await?;
+    if target.as_ref().is_some_and(|t| t.place.is_some()) && bring_back_dir(cx, gfid).await? {
+        return Ok(());
+    }
     if target.as_ref().is_some_and(|t| t.place.is_some()) {
         cx.wire.exclusively(to_limbo(cx, gfid)).await?;
         cx.state().extra.remove(&gfid);
         for found in entries(cx, cx.target, gfid).await?.values() {
+            if is_lost(cx, found.gfid).await? {
+                bring_back(cx, gfid, found).await?;
+            }
             take_away(cx, gfid, found).await?;
         }
     }

@@ -4,6 +4,7 @@
 use super::calls::{ExactAttr, HealCall, OBJECTS_MAX, ObjectInfo};
 use super::cx::Cx;
 use super::healer::HealItem;
+use super::loss::restore;
 use super::object::{attr_differs, finish_object, heal_file};
 use super::tree::{ensure_dir, heal_entries, remove};
 use super::wire::{self, Side, Window};
@@ -44,9 +45,10 @@ pub(super) async fn run(cx: Cx) -> Result<(), Errno> {
     finish_dirs(cx).await
 }
 
-/// What turned up besides the plan, then removals, until there is nothing left of either.
+/// What the source lost, what turned up besides the plan, then removals, until there is nothing left of any.
 async fn settle(cx: &Cx) -> Result<(), Errno> {
     for _ in 0..ROUNDS_MAX {
+        restore(cx).await?;
         let extra = std::mem::take(&mut cx.state().extra);
         if !extra.is_empty() {
             let items: Vec<_> =

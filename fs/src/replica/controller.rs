@@ -5,7 +5,8 @@
 //!
 //! - A node that has not been heard for a lease and a margin holds no lease any more: it counted from the
 //!   moment it *sent* its last renewal, which is before the leader heard it. A new leader knows nothing of
-//!   what the old one heard, so it counts from the moment it became leader.
+//!   what the old one heard, so it counts from the moment it became leader. So does a leader that stood still itself
+//!   (a machine that was paused, or starved): what others sent it meanwhile is still on its way in.
 //! - A process that is dead beyond doubt holds no lease either; a report names the brick's incarnation, so
 //!   that a report of yesterday does no harm to today's process.
 //! - The last in-sync brick is never removed: it has what nobody else has.
@@ -51,16 +52,20 @@ pub struct Controller {
     config: ControllerConfig,
     deaths: BTreeSet<(BrickId, u64)>,
     proposed: BTreeMap<String, (u64, Time)>,
+    /// When it was last asked, and since when it has been asked regularly.
+    polled: Option<(Time, Time)>,
 }
 
 impl Controller {
     /// The most death reports that are kept.
     const DEATHS_MAX: usize = 4096;
+    /// Between two polls; a longer pause is one in which this member heard nobody.
+    const PAUSE_MAX: Duration = Duration::from_millis(500);
 
     /// A controller that knows nothing yet.
     #[must_use]
     pub fn new(config: ControllerConfig) -> Self {
-        Self { config, deaths: BTreeSet::new(), proposed: BTreeMap::new() }
+        Self { config, deaths: BTreeSet::new(), proposed: BTreeMap::new(), polled: None }
     }
 
     /// A peer saw that the process which ran `brick` under `incarnation` is dead beyond doubt.
@@ -76,8 +81,16 @@ impl Controller {
     pub fn poll(&mut self, now: Time, input: &ControllerInput) -> Vec<(String, ConfigProposal)> {
         let Some(since) = input.leader_since else {
             self.proposed.clear();
+            self.polled = None;
             return Vec::new();
         };
+        let awake = match self.polled {
+            Some((last, awake)) if now.since(last) <= Self::PAUSE_MAX => awake,
+            Some(_) => now,
+            None => since,
+        };
+        self.polled = Some((now, awake));
+        let since = since.max(awake);
         let mut out = Vec::new();
         for (name, group) in &input.groups {
             let gone: Vec<_> = group.in_sync.iter().copied().filter(|&b| self.is_gone(now, since, input, group, b)).collect();
@@ -99,5 +112,46 @@ impl Controller {
         let Some(node) = input.nodes.get(&brick) else { return false };
         let heard = input.last_heard.get(node).copied().unwrap_or(since).max(since);
         now.since(heard) > self.config.lease + self.config.margin
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(n: u64) -> Time {
+        Time(0).after(Duration::from_millis(n))
+    }
+
+    /// A group of two bricks; the leader heard of the first one's node a moment ago, and of the second one's at `heard`.
+    fn poll(controller: &mut Controller, now: u64, heard: u64) -> bool {
+        let nodes = BTreeMap::from([(1, NodeId(1)), (2, NodeId(2))]);
+        let group = GroupConfig { epoch: 1, primary: 1, members: vec![1, 2], in_sync: vec![1, 2], ..GroupConfig::default() };
+        let input = ControllerInput {
+            groups: BTreeMap::from([("g".to_owned(), group)]),
+            nodes,
+            last_heard: BTreeMap::from([(NodeId(1), ms(now)), (NodeId(2), ms(heard))]),
+            leader_since: Some(ms(0)),
+        };
+        !controller.poll(ms(now), &input).is_empty()
+    }
+
+    #[test]
+    fn who_is_not_heard_for_a_lease_leaves() {
+        let mut controller = Controller::new(ControllerConfig::default());
+        let left: Vec<u64> = (0..4000).step_by(100).filter(|&now| poll(&mut controller, now, now.min(1000))).collect();
+        assert_eq!(left, [2900, 3400, 3900], "1000 ms, a lease of 1500 ms, a margin of 300 ms, and again after 500 ms");
+    }
+
+    #[test]
+    fn a_leader_that_stood_still_gives_full_time_again() {
+        let mut controller = Controller::new(ControllerConfig::default());
+        assert!(!poll(&mut controller, 1000, 1000));
+        // What the other node sent in these four seconds has not been read yet.
+        assert!(!poll(&mut controller, 5000, 1000));
+        assert!(!(5100..6800).step_by(100).any(|now| poll(&mut controller, now, 1000)));
+        assert!(poll(&mut controller, 6900, 1000), "it does not come any more");
+        // Who is heard stays.
+        assert!(!poll(&mut controller, 9000, 8900));
     }
 }

@@ -10,8 +10,8 @@ use super::heal_calls::{HealCalls, HealRoute, overdue};
 use super::flight::Flight;
 use super::types::{BrickId, GroupConfig, HealTag, Identity, PeerMsg, RepOp, ReplyTable};
 use super::{DataTask, Disk, ReplicaCore, Task};
-use crate::fop::{Bucket, Fop, Gfid};
-use crate::heal::{Direction, HealItem, HealPlan, HealResult, Healer, Step};
+use crate::fop::{Bucket, Errno, Fop, Gfid};
+use crate::heal::{Direction, HealItem, HealPlan, HealResult, Healer, Loss, Step};
 use crate::store::{BucketSet, DataDone, DataOp};
 use brickraft_engine::types::Time;
 use bytes::Bytes;
@@ -195,7 +195,9 @@ impl<S: Disk> ReplicaCore<S> {
         };
         tracing::info!(brick = from, partial, mark = self.meta.synced_epoch, buckets = ?plan.buckets, "heal begins");
         // A brick that comes back goes before a scrub.
-        self.p.scrub = None;
+        if self.p.scrub.take_if(|s| !s.goes_first).is_none() && self.p.scrub.is_some() {
+            return;
+        }
         self.p.checkpoint = None;
         self.p.heals += 1;
         self.p.join = Some(Join {
@@ -203,7 +205,7 @@ impl<S: Disk> ReplicaCore<S> {
             attempt,
             incarnation: identity.incarnation,
             stage: Stage::Bulk,
-            healer: Some(Healer::new(Direction::Push, plan)),
+            healer: Some(self.push(plan)),
             heal: self.p.heals,
             calls: HealCalls::new(),
             changes: BTreeMap::new(),
@@ -270,9 +272,16 @@ impl<S: Disk> ReplicaCore<S> {
         }
     }
 
+    /// What this brick lost behind its back is not to be lost at the other one too. If there is a third in sync, that one has the
+    /// newer version.
+    fn push(&self, plan: HealPlan) -> Healer {
+        let loss = if self.others().is_empty() { Loss::Restore } else { Loss::Refuse };
+        Healer::guarded(Direction::Push, plan, loss)
+    }
+
     fn begin_round(&mut self, j: &mut Join) {
         let plan = j.take_plan();
-        j.healer = (!plan.is_empty()).then(|| Healer::new(Direction::Push, plan));
+        j.healer = (!plan.is_empty()).then(|| self.push(plan));
         j.calls.clear();
         self.p.heals += 1;
         j.heal = self.p.heals;
@@ -292,9 +301,24 @@ impl<S: Disk> ReplicaCore<S> {
         j.done = (j.done.0 + progress.objects_healed, j.done.1 + progress.bytes_sent);
         let outcome = healer.finished();
         j.healer = None;
-        if let Some(Err(e)) = outcome {
-            self.note_damage(format!("heal of brick {} failed: {e}", j.brick));
-            return None;
+        if progress.objects_restored > 0 {
+            let (n, brick) = (progress.objects_restored, j.brick);
+            self.note_damage(format!("{n} names were gone from this brick's directory, and came back from brick {brick}"));
+        }
+        match outcome {
+            Some(Err(Errno::EUCLEAN)) => {
+                self.note_damage(format!("names are gone from this brick's directory; it is compared before brick {} is healed", j.brick));
+                self.begin_scrub();
+                if let Some(s) = &mut self.p.scrub {
+                    s.goes_first = true;
+                }
+                return None;
+            }
+            Some(Err(e)) => {
+                self.note_damage(format!("heal of brick {} failed: {e}", j.brick));
+                return None;
+            }
+            _ => {}
         }
         if progress.unresolved > 0 && j.stage == Stage::Last {
             // Names outside the plan hold what should go: only a comparison of everything settles that.

@@ -35,6 +35,8 @@ pub(super) struct Scrub {
     began: Time,
     frozen_at: Time,
     healed: u64,
+    /// No brick is healed from this one before it ends.
+    pub goes_first: bool,
 }
 
 impl Scrub {
@@ -77,6 +79,7 @@ impl<S: Disk> ReplicaCore<S> {
             began: self.now,
             frozen_at: self.now,
             healed: 0,
+            goes_first: false,
         });
     }
 

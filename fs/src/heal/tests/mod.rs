@@ -1,6 +1,7 @@
 //! Heals between two models: random trees, moved directories, interruptions, changes meanwhile.
 
 mod format;
+mod loss;
 mod model;
 mod rounds;
 mod scrubs;

@@ -201,6 +201,10 @@ impl HealStore for Model {
         Ok((offset..end).map(byte).collect::<Vec<_>>().into())
     }
 
+    fn heal_lost(&mut self, _: Gfid) -> Result<bool, Errno> {
+        Ok(false)
+    }
+
     fn heal_limbo(&mut self) -> Result<Vec<Gfid>, Errno> {
         Ok(self.objs.iter().filter(|(_, o)| o.kind == FileKind::Dir && o.place.is_none()).map(|(g, _)| *g).collect())
     }

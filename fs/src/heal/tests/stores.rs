@@ -13,14 +13,14 @@ fn meta() -> BrickMeta {
     BrickMeta { volume: 1, brick: 1, incarnation: 1, ..BrickMeta::default() }
 }
 
-fn dir_store(dir: &tempfile::TempDir) -> DirStore {
+pub(super) fn dir_store(dir: &tempfile::TempDir) -> DirStore {
     let path = dir.path().join("brick");
     DirStore::create(&path, meta()).expect(ROOT_ONLY);
     DirStore::open(&path).expect("open the brick just made")
 }
 
 /// Random changes, the same for the same seed on any store.
-struct Changes {
+pub(super) struct Changes {
     rng: SmallRng,
     dirs: Vec<Gfid>,
     files: Vec<Gfid>,
@@ -28,7 +28,7 @@ struct Changes {
 }
 
 impl Changes {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self { rng: SmallRng::seed_from_u64(seed), dirs: vec![Gfid::ROOT], files: Vec::new(), time: 1_000_000 }
     }
 
@@ -74,7 +74,7 @@ impl Changes {
         (fop, data)
     }
 
-    fn apply(&mut self, store: &mut impl BrickStore, changes: usize) {
+    pub(super) fn apply(&mut self, store: &mut impl BrickStore, changes: usize) {
         for _ in 0..changes {
             let (fop, data) = self.fop();
             self.time += 1;
@@ -93,14 +93,18 @@ impl Changes {
     }
 }
 
-type Picture = BTreeMap<Gfid, (String, Vec<(Bytes, Gfid)>, Vec<(Bytes, Bytes)>, Vec<(u64, u128)>)>;
+pub(super) type Picture = BTreeMap<Gfid, (String, Vec<(Bytes, Gfid)>, Vec<(Bytes, Bytes)>, Vec<(u64, u128)>)>;
 
 /// Everything of a brick that must be equal.
-fn picture(store: &mut impl HealStore) -> Picture {
+pub(super) fn picture(store: &mut impl HealStore) -> Picture {
     let mut all = Picture::new();
     for bucket in (0..8).map(Bucket) {
         for gfid in store.heal_objects(bucket, None, usize::MAX).unwrap() {
-            let (attr, place) = store.heal_stat(gfid).unwrap();
+            let (attr, place) = match store.heal_stat(gfid) {
+                // A directory that was lost and nobody has.
+                Err(Errno::ENOENT) if store.heal_lost(gfid) == Ok(true) => continue,
+                other => other.unwrap(),
+            };
             let Attr { kind, mode, nlink, uid, gid, rdev, mtime, size, .. } = attr;
             let is_dir = kind == FileKind::Dir;
             let (size, nlink) = if is_dir { (0, 0) } else { (size, nlink) };
@@ -124,7 +128,7 @@ fn picture(store: &mut impl HealStore) -> Picture {
     all
 }
 
-fn assert_same(a: &mut impl HealStore, b: &mut impl HealStore, seed: u64) {
+pub(super) fn assert_same(a: &mut impl HealStore, b: &mut impl HealStore, seed: u64) {
     let (a, b) = (picture(a), picture(b));
     for g in a.keys().chain(b.keys()) {
         assert_eq!(a.get(g), b.get(g), "seed {seed}: object {g}");
@@ -132,7 +136,18 @@ fn assert_same(a: &mut impl HealStore, b: &mut impl HealStore, seed: u64) {
 }
 
 fn heal(source: &mut impl HealStore, target: &mut impl HealStore, plan: HealPlan, calls_max: usize) -> Option<Progress> {
-    let mut healer = Healer::new(Direction::Push, plan);
+    let (ended, progress) = heal_with(Healer::new(Direction::Push, plan), source, target, calls_max)?;
+    assert_eq!(ended, Ok(()));
+    Some(progress)
+}
+
+/// How it ended, unless that took more than `calls_max` calls.
+pub(super) fn heal_with(
+    mut healer: Healer,
+    source: &mut impl HealStore,
+    target: &mut impl HealStore,
+    calls_max: usize,
+) -> Option<(Result<(), Errno>, Progress)> {
     let mut calls = 0;
     while healer.step(NOW, &mut |c| execute(source, c)) != Step::Finished {
         while let Some((id, call)) = healer.poll_call() {
@@ -143,8 +158,7 @@ fn heal(source: &mut impl HealStore, target: &mut impl HealStore, plan: HealPlan
             healer.on_return(id, execute(target, &call));
         }
     }
-    assert_eq!(healer.finished(), Some(Ok(())));
-    Some(healer.progress(NOW))
+    Some((healer.finished().expect("it has finished"), healer.progress(NOW)))
 }
 
 /// An old target, a wiped one, and one cut off in the middle.

@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The directories under `.brickraft`.
-const SUBDIRECTORIES: [&str; 5] = ["index", "tmp", "orphans", "limbo", "lost"];
+const SUBDIRECTORIES: [&str; 6] = ["index", "tmp", "orphans", "limbo", "lost", "swept"];
 
 fn private_name() -> &'static str {
     std::str::from_utf8(PRIVATE_DIR).expect("ASCII")
@@ -110,7 +110,7 @@ impl DirStore {
         let bitmap = Bitmap::open(&private, &private_path)?;
         let data = DataPath::new().map_err(io_error(&path, "make the ring for data"))?;
         let handles = Handles::new(root, private);
-        let mut store = Self { path: path.clone(), index, meta, bitmap, handles, kept: BTreeSet::new(), has_orphans: true, data, listing: None, latched: false };
+        let mut store = Self { path: path.clone(), index, meta, bitmap, handles, kept: BTreeSet::new(), has_orphans: true, has_swept: true, data, listing: None, latched: false };
         store.sweep().map_err(errno_error(&path, "put away what an interrupted change left"))?;
         Ok(store)
     }

@@ -60,6 +60,11 @@ pub(super) fn orphan_path(gfid: Gfid) -> Vec<u8> {
     format!("orphans/{gfid}").into_bytes()
 }
 
+/// `swept/<name>`; the name is one of a bucket's directory.
+pub(super) fn swept_path(name: &[u8]) -> Vec<u8> {
+    [b"swept/", name].concat()
+}
+
 /// `limbo/<gfid>`.
 pub(super) fn limbo_path(gfid: Gfid) -> Vec<u8> {
     format!("limbo/{gfid}").into_bytes()

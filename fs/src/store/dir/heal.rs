@@ -254,6 +254,20 @@ impl HealStore for DirStore {
         Ok(buf.into())
     }
 
+    fn heal_lost(&mut self, gfid: Gfid) -> Res<bool> {
+        self.put_back(gfid)?;
+        match self.handles.leaf(gfid, false) {
+            Ok((_, stat)) => return Ok(stat.st_nlink == 1),
+            Err(Errno::ENOENT) => {}
+            Err(e) => return Err(e),
+        }
+        match self.handles.places(gfid).and_then(|_| self.heal_stat(gfid)) {
+            Ok(_) => Ok(false),
+            Err(Errno::ENOENT) => Ok(self.handles.places(gfid).is_ok()),
+            Err(e) => Err(e),
+        }
+    }
+
     fn heal_limbo(&mut self) -> Res<Vec<Gfid>> {
         gfids_of(&sys::open_dir(&self.handles.private, b"limbo")?)
     }

@@ -40,6 +40,8 @@ pub struct DirStore {
     kept: BTreeSet<Gfid>,
     /// Whether `.brickraft/orphans` may hold something.
     has_orphans: bool,
+    /// Whether `.brickraft/swept` may hold something.
+    has_swept: bool,
     data: data::DataPath,
     /// The gfids of the bucket that heal is listing.
     listing: Option<(Bucket, Vec<Gfid>)>,
@@ -123,6 +125,7 @@ impl BrickStore for DirStore {
         if self.latched {
             return Err(Errno::EIO);
         }
+        self.clear_swept()?;
         self.bitmap.replace(keep).map_err(|e| {
             self.latched = true;
             tracing::error!(path = %self.path.display(), error = %e, "the dirty bitmap cannot be written: the brick stops changing");

@@ -1,18 +1,46 @@
 //! Start-up: puts away what a change left that was cut off. Only dirty buckets can hold such a thing.
 
 use super::DirStore;
-use super::handles::{bucket_path, leaf_path, orphan_path};
+use super::handles::{bucket_path, leaf_path, orphan_path, place_path, swept_path};
 use super::sys::{self, Res};
-use crate::fop::{Bucket, Errno, Gfid};
+use crate::fop::{Bucket, Errno, Gfid, RENAME_NOREPLACE};
 use std::fs::File;
+use std::sync::Arc;
 
 impl DirStore {
     /// Idempotent: a sweep that is cut off is done again.
     pub(super) fn sweep(&mut self) -> Res<()> {
         self.sweep_tmp()?;
         self.sweep_orphans()?;
+        self.sweep_buckets()?;
+        self.has_swept = !sys::list_all(&sys::open_dir(&self.handles.private, b"swept")?)?.is_empty();
+        Ok(())
+    }
+
+    /// Changes are made one at a time, so one that was interrupted left one object, which goes. More of them are the work of a
+    /// power cut, or of somebody's hand in the brick's directory: they are put away, for heal to tell what was lost from what
+    /// users removed.
+    fn sweep_buckets(&mut self) -> Res<()> {
+        let private = Arc::clone(&self.handles.private);
+        let put_away = |(bucket, name): &(Bucket, Vec<u8>)| sys::rename(&private, &index_path(*bucket, name), &private, &swept_path(name), 0);
+        let (mut first, mut count) = (None, 0_u64);
         for bucket in self.bitmap.set().iter().collect::<Vec<_>>() {
-            self.sweep_bucket(bucket)?;
+            for name in self.leftovers(bucket)? {
+                count += 1;
+                if count == 1 {
+                    first = Some((bucket, name));
+                    continue;
+                }
+                first.take().iter().try_for_each(put_away)?;
+                put_away(&(bucket, name))?;
+            }
+        }
+        if let Some((bucket, name)) = first {
+            tracing::debug!(object = %String::from_utf8_lossy(&name), "removed what an interrupted change left");
+            return sys::unlink(&private, &index_path(bucket, &name));
+        }
+        if count > 0 {
+            tracing::warn!(path = %self.path.display(), count, "objects without a name were put away in .brickraft/swept");
         }
         Ok(())
     }
@@ -48,34 +76,58 @@ impl DirStore {
         Ok(gfids)
     }
 
-    /// Objects that never got a name or lost their last one, and places of directories that are not there.
-    fn sweep_bucket(&mut self, bucket: Bucket) -> Res<()> {
+    /// The index's names of objects that never got a name or lost their last one, and of places where no directory is.
+    fn leftovers(&mut self, bucket: Bucket) -> Res<Vec<Vec<u8>>> {
         let dir = match sys::open_dir(&self.handles.private, bucket_path(bucket).as_bytes()) {
-            Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::ENOENT) => return Ok(Vec::new()),
             other => other?,
         };
+        let mut left = Vec::new();
         for name in sys::list_all(&dir)? {
-            if let Some(gfid) = name.strip_suffix(b".dir").and_then(parse) {
-                if let Err(Errno::ENOENT) = self.handles.place(gfid).and_then(|_| self.handles.dir(gfid)) {
-                    self.drop_dangling(gfid)?;
-                }
-            } else if let Some(stat) = sys::stat_opt(&dir, &name)?
-                && stat.st_nlink == 1
-                && !sys::is_dir(&stat)
-            {
-                tracing::debug!(object = %String::from_utf8_lossy(&name), "removed an object that an interrupted change left without a name");
-                sys::unlink(&dir, &name)?;
+            let is_left = if let Some(gfid) = name.strip_suffix(b".dir").and_then(parse) {
+                self.handles.place(gfid).and_then(|_| self.handles.dir(gfid)).err() == Some(Errno::ENOENT)
+            } else {
+                sys::stat_opt(&dir, &name)?.is_some_and(|s| s.st_nlink == 1 && !sys::is_dir(&s))
+            };
+            if is_left {
+                left.push(name);
             }
         }
+        Ok(left)
+    }
+
+    /// Puts an object back into the index that was put away.
+    pub(super) fn put_back(&mut self, gfid: Gfid) -> Res<()> {
+        if !self.has_swept {
+            return Ok(());
+        }
+        for to in [leaf_path(gfid), place_path(gfid)] {
+            let from = swept_path(to.rsplit(|b| *b == b'/').next().unwrap_or_default());
+            match sys::rename(&self.handles.private, &from, &self.handles.private, &to, RENAME_NOREPLACE) {
+                // It was made again since.
+                Ok(()) | Err(Errno::ENOENT | Errno::EEXIST) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.listing = None;
         Ok(())
     }
 
-    /// A place where nothing is: made by a `mkdir` that did not end, or left by a `rmdir`. Where something else
-    /// removed the directory the place stays: heal compares it.
-    fn drop_dangling(&mut self, gfid: Gfid) -> Res<()> {
-        tracing::debug!(%gfid, "removed the place of a directory that is not there");
-        self.handles.remove_place(gfid)
+    /// All bricks are the same: nobody will ask for what was put away. Some at a time, since others wait meanwhile.
+    pub(super) fn clear_swept(&mut self) -> Res<()> {
+        const AT_ONCE: usize = 1000;
+        if !self.has_swept {
+            return Ok(());
+        }
+        let names = sys::list_all(&sys::open_dir(&self.handles.private, b"swept")?)?;
+        self.has_swept = names.len() > AT_ONCE;
+        names.iter().take(AT_ONCE).try_for_each(|name| sys::unlink(&self.handles.private, &swept_path(name)))
     }
+}
+
+/// `index/ab/cd/<name>`.
+fn index_path(bucket: Bucket, name: &[u8]) -> Vec<u8> {
+    [bucket_path(bucket).as_bytes(), b"/", name].concat()
 }
 
 fn parse(name: &[u8]) -> Option<Gfid> {

@@ -1,0 +1,130 @@
+//! What somebody removed in the source's directory while the target was away comes back; what users removed does not.
+
+use super::stores::{Changes, assert_same, dir_store, heal_with, picture};
+use super::*;
+use crate::fop::{Fop, TimeSpec};
+use crate::store::{BrickStore, DirStore, OpCtx};
+use std::path::Path;
+
+/// Everything in the brick's directory goes but what is ours.
+fn remove_all(path: &Path) {
+    for entry in std::fs::read_dir(path).expect("list the brick").flatten() {
+        if entry.file_name() != ".brickraft" {
+            let path = entry.path();
+            let is_dir = entry.file_type().expect("its kind").is_dir();
+            if is_dir { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.expect("remove it");
+        }
+    }
+}
+
+fn guarded(source: &mut DirStore, target: &mut DirStore, loss: Loss) -> (Result<(), Errno>, Progress) {
+    heal_with(Healer::guarded(Direction::Push, buckets(), loss), source, target, usize::MAX).expect("not cut off")
+}
+
+/// Two equal bricks; then the source changes by itself, and loses every name. What it had at each point.
+fn lost(seed: u64, again: bool) {
+    let temp: [_; 2] = std::array::from_fn(|_| tempfile::tempdir().expect("make a temporary directory"));
+    let (mut source, mut target) = (dir_store(&temp[0]), dir_store(&temp[1]));
+    let mut changes = Changes::new(seed);
+    changes.apply(&mut source, 120);
+    guarded(&mut source, &mut target, Loss::Ignore).0.expect("the first heal");
+    let old = picture(&mut target);
+    changes.apply(&mut source, seed as usize % 40);
+    let new = picture(&mut source);
+    let path = source.path().to_owned();
+    remove_all(&path);
+    if again {
+        drop(source);
+        source = DirStore::open(&path).expect("open the brick again");
+    }
+    // With a third brick in sync, the heal goes no further than the first thing that was lost.
+    let was_lost = old.len() > 1 && old.keys().any(|g| *g != Gfid::ROOT && new.contains_key(g));
+    let (refused, _) = guarded(&mut source, &mut target, Loss::Refuse);
+    assert!(refused == Err(Errno::EUCLEAN) || !was_lost, "seed {seed}: {refused:?}");
+    let (healed, p) = guarded(&mut source, &mut target, Loss::Restore);
+    assert_eq!((healed, p.unresolved), (Ok(()), 0), "seed {seed}");
+    assert_same(&mut source, &mut target, seed);
+    let now = picture(&mut source);
+    for (gfid, (_, _, xattrs, sums)) in old.iter().filter(|(g, _)| **g != Gfid::ROOT) {
+        let named = now.values().any(|o| o.1.iter().any(|(_, g)| g == gfid));
+        match new.get(gfid) {
+            None => assert!(!named, "seed {seed}: {gfid} came back, although users removed it"),
+            Some((head, ..)) => {
+                assert!(named, "seed {seed}: {gfid} is lost: {head}");
+                // A directory is as it was at the target; a file as it last was.
+                let is_dir = head.starts_with("Dir");
+                let want = if is_dir { (xattrs, sums) } else { (&new[gfid].2, &new[gfid].3) };
+                assert_eq!((&now[gfid].2, &now[gfid].3), want, "seed {seed}: {gfid}");
+            }
+        }
+    }
+    let (again, p) = guarded(&mut source, &mut target, Loss::Restore);
+    assert_eq!((again, p.objects_restored, p.objects_healed, p.objects_removed), (Ok(()), 0, 0, 0), "seed {seed}");
+}
+
+#[test]
+fn what_the_source_lost_comes_back_from_the_target() {
+    for seed in 0..60 {
+        lost(seed, false);
+    }
+}
+
+#[test]
+fn what_the_source_lost_comes_back_although_it_was_opened_again() {
+    for seed in 0..60 {
+        lost(seed, true);
+    }
+}
+
+/// A heal that is cut off in the middle of it can start again.
+#[test]
+fn a_restoration_that_is_cut_off_goes_on() {
+    let temp: [_; 2] = std::array::from_fn(|_| tempfile::tempdir().expect("make a temporary directory"));
+    let (mut source, mut target) = (dir_store(&temp[0]), dir_store(&temp[1]));
+    Changes::new(7).apply(&mut source, 120);
+    guarded(&mut source, &mut target, Loss::Ignore).0.expect("the first heal");
+    let old = picture(&mut target);
+    remove_all(source.path());
+    for cut in (0..400).step_by(3) {
+        heal_with(Healer::guarded(Direction::Push, buckets(), Loss::Restore), &mut source, &mut target, cut);
+    }
+    assert_eq!(guarded(&mut source, &mut target, Loss::Restore).0, Ok(()));
+    assert_same(&mut source, &mut target, 7);
+    let now = picture(&mut source);
+    for (gfid, object) in old.iter().filter(|(g, _)| **g != Gfid::ROOT) {
+        assert_eq!(now.get(gfid), Some(object), "object {gfid}");
+    }
+}
+
+/// A kill leaves at most one object without a name, since changes are made one at a time; that one goes, as what users removed.
+#[test]
+fn one_leftover_is_an_interrupted_change() {
+    let temp: [_; 2] = std::array::from_fn(|_| tempfile::tempdir().expect("make a temporary directory"));
+    let (mut source, mut target) = (dir_store(&temp[0]), dir_store(&temp[1]));
+    let file = Fop::Create { parent: Gfid::ROOT, name: "file".into(), gfid: gfid(1, 1), mode: 0o644, uid: 0, gid: 0, open: false };
+    source.apply(&file, &OpCtx { time: TimeSpec::default() }).expect("make a file");
+    guarded(&mut source, &mut target, Loss::Ignore).0.expect("the first heal");
+    let path = source.path().to_owned();
+    std::fs::remove_file(path.join("file")).expect("remove it");
+    drop(source);
+    let mut source = DirStore::open(&path).expect("open the brick again");
+    let (healed, p) = guarded(&mut source, &mut target, Loss::Restore);
+    assert_eq!((healed, p.objects_restored), (Ok(()), 0));
+    assert!(!target.path().join("file").exists());
+}
+
+/// What was put away at start goes when all bricks are the same again.
+#[test]
+fn what_was_put_away_goes_with_a_checkpoint() {
+    let temp = tempfile::tempdir().expect("make a temporary directory");
+    let mut source = dir_store(&temp);
+    Changes::new(5).apply(&mut source, 80);
+    let path = source.path().to_owned();
+    remove_all(&path);
+    drop(source);
+    let mut source = DirStore::open(&path).expect("open the brick again");
+    let swept = || std::fs::read_dir(path.join(".brickraft/swept")).expect("list").count();
+    assert!(swept() > 1);
+    source.reset_dirty(&crate::store::BucketSet::new()).expect("clear the bitmap");
+    assert_eq!(swept(), 0);
+}
