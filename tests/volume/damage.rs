@@ -145,16 +145,19 @@ fn all_names_of_the_primary_are_removed_while_one_of_three_is_away() {
     lab.whole();
     let tree = tree::stage(&lab.hosts[2].dir, OBJECTS);
     let (primary, away) = (lab.primary(), usize::from(lab.primary() == 0));
+    let mnt = lab.hosts[2].mount("h3", "rep", "mnt");
+    run(command(["cp", "-a"]).arg(&tree).arg(mnt.join("before")));
     lab.hosts[away].kill();
     wait_for("a brick is away", HEAL, || (lab.states().iter().filter(|s| *s == "in sync").count() == 1).then_some(()));
-    let mnt = lab.hosts[2].mount("h3", "rep", "mnt");
-    run(command(["cp", "-a"]).arg(&tree).arg(&mnt));
+    run(command(["cp", "-a"]).arg(&tree).arg(mnt.join("meanwhile")));
     lab.hosts[2].unmount("mnt");
     lab.remove_all(primary, false);
     lab.hosts[away].start();
     lab.whole();
     for host in &lab.hosts {
-        tree::assert_same(host, &tree, &host.dir.join("disk/brick/tree"));
+        for copy in ["before", "meanwhile"] {
+            tree::assert_same(host, &tree, &host.dir.join("disk/brick").join(copy));
+        }
     }
 }
 

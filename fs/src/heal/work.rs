@@ -4,7 +4,7 @@
 use super::calls::{ExactAttr, HealCall, OBJECTS_MAX, ObjectInfo};
 use super::cx::Cx;
 use super::healer::HealItem;
-use super::loss::restore;
+use super::loss::{Loss, is_lost, restore};
 use super::object::{attr_differs, finish_object, heal_file};
 use super::tree::{ensure_dir, heal_entries, remove};
 use super::wire::{self, Side, Window};
@@ -139,6 +139,11 @@ impl<'a> Lister<'a> {
     }
 }
 
+/// An object that is not a directory, in the index only.
+fn has_no_name(o: &ObjectInfo) -> bool {
+    o.attr.nlink == 0 && o.place.is_none()
+}
+
 async fn heal_bucket(cx: &Cx, bucket: Bucket) -> Result<(), Errno> {
     let (mut source, mut target) = (Lister::new(cx, cx.source, bucket), Lister::new(cx, cx.target, bucket));
     let mut dirs = Vec::new();
@@ -149,7 +154,11 @@ async fn heal_bucket(cx: &Cx, bucket: Bucket) -> Result<(), Errno> {
             (Some(s), Some(t)) => s.min(t),
             (s, t) => s.or(t).ok_or(wire::PROTOCOL)?,
         };
-        let s = source.take(gfid).flatten();
+        let in_source = source.take(gfid);
+        if cx.loss == Loss::Refuse && in_source.as_ref().is_some_and(|o| o.as_ref().is_none_or(has_no_name)) {
+            is_lost(cx, gfid).await?;
+        }
+        let s = in_source.flatten();
         let in_target = target.take(gfid);
         let stale = in_target.as_ref().is_some_and(Option::is_none);
         let t = in_target.flatten();

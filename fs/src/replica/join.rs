@@ -63,6 +63,8 @@ pub(super) struct Join {
     ready_sent: Time,
     /// Of the rounds that are over.
     pub done: (u64, u64),
+    /// This brick had lost names, and has them from the other.
+    restored: bool,
 }
 
 impl Join {
@@ -216,6 +218,7 @@ impl<S: Disk> ReplicaCore<S> {
             heard: self.now,
             ready_sent: Time(0),
             done: (0, 0),
+            restored: false,
         });
         // Flights that are under way have changed this disk, or will; they never go to the brick.
         let flights: Vec<_> = self.p.flights.values().flat_map(|f| f.touches.iter().copied()).collect();
@@ -272,10 +275,10 @@ impl<S: Disk> ReplicaCore<S> {
         }
     }
 
-    /// What this brick lost behind its back is not to be lost at the other one too. If there is a third in sync, that one has the
-    /// newer version.
+    /// What this brick lost behind its back is not to be lost at the other one too. If there is a third in sync, that one is asked
+    /// first, since it has the newer version.
     fn push(&self, plan: HealPlan) -> Healer {
-        let loss = if self.others().is_empty() { Loss::Restore } else { Loss::Refuse };
+        let loss = if self.p.compared || self.others().is_empty() { Loss::Restore } else { Loss::Refuse };
         Healer::guarded(Direction::Push, plan, loss)
     }
 
@@ -302,6 +305,7 @@ impl<S: Disk> ReplicaCore<S> {
         let outcome = healer.finished();
         j.healer = None;
         if progress.objects_restored > 0 {
+            j.restored = true;
             let (n, brick) = (progress.objects_restored, j.brick);
             self.note_damage(format!("{n} names were gone from this brick's directory, and came back from brick {brick}"));
         }
@@ -415,6 +419,11 @@ impl<S: Disk> ReplicaCore<S> {
             tracing::info!(brick = j.brick, taken, "heal ends with the epoch");
             if taken {
                 self.heal_full = false;
+                self.p.compared = false;
+                if j.restored {
+                    // Others in sync lack it too.
+                    self.begin_scrub();
+                }
                 // So that the full heal that a missing mark means is soon behind us.
                 self.p.checkpoint_at = Time(0);
             }

@@ -138,11 +138,11 @@ impl<S: Disk> ReplicaCore<S> {
         let in_sync = self.group.in_sync.clone();
         self.p.suspects.retain(|b, _| in_sync.contains(b));
         self.p.failed = None;
+        self.p.scrub = None;
         self.join_in_new_epoch();
         self.asks_in_new_epoch();
         self.take_over_in_new_epoch();
         self.p.checkpoint = None;
-        self.p.scrub = None;
         self.flights_in_new_epoch();
     }
 

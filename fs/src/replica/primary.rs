@@ -53,6 +53,8 @@ pub(super) struct Primary {
     pub repair: Option<Repair>,
     pub join: Option<Join>,
     pub scrub: Option<Scrub>,
+    /// What this brick had lost, it has from the other bricks in sync; what is still lost, they lack too.
+    pub compared: bool,
     pub checkpoint: Option<Checkpoint>,
     pub checkpoint_at: Time,
     pub checkpoints: u64,

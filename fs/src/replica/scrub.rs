@@ -91,6 +91,8 @@ impl<S: Disk> ReplicaCore<S> {
         let moved = step == Step::Finished && self.next_scrub_stage(&mut s);
         if moved || step != Step::Finished {
             self.p.scrub = Some(s);
+        } else {
+            self.p.compared |= s.goes_first;
         }
         moved
     }
