@@ -102,7 +102,6 @@ impl Errno {
     pub const ENOTCONN: Self = Self(107);
     pub const ETIMEDOUT: Self = Self(110);
     pub const ESTALE: Self = Self(116);
-    pub const EUCLEAN: Self = Self(117);
     pub const EDQUOT: Self = Self(122);
 }
 

@@ -140,7 +140,10 @@ pub enum HealCall {
     Batch(Vec<HealCall>),
     /// Those of the objects that the brick lost behind its back ([`HealStore::heal_lost`](super::HealStore::heal_lost)). At most
     /// [`OBJECTS_MAX`]. -> `Gfids`
-    Lost { gfids: Vec<Gfid> },
+    Lost { gfids: Vec<Gfid>, named: bool },
+    /// Gives an object its name back, a directory with attributes and extended attributes; the times of `parent` stay. As one
+    /// change. `EEXIST`: the name is taken; `ENOENT`: no such parent or object.
+    Restore { parent: Gfid, name: Bytes, gfid: Gfid, dir: Option<(ExactAttr, Vec<(Bytes, Bytes)>)> },
 }
 
 /// The answer to a [`HealCall`]; calls without `->` answer `Done`.

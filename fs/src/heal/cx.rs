@@ -22,8 +22,10 @@ pub(super) struct State {
     pub extra: BTreeMap<Gfid, bool>,
     /// Objects that only the target has.
     pub gone: BTreeSet<Gfid>,
-    /// Names that the source lost, by the directory that they were in.
-    pub lost: Vec<(Gfid, NameEntry)>,
+    /// Names that the source lost: the object, the directory that they were in, the name.
+    pub lost: BTreeSet<(Gfid, Gfid, NameEntry)>,
+    /// Objects that the source had lost and has again.
+    pub restored: BTreeSet<Gfid>,
 }
 
 #[derive(Clone)]
@@ -48,11 +50,6 @@ impl Cx {
             Direction::Pull => (Side::Remote, Side::Local),
         };
         Self { wire, source, target, plan: Arc::new(plan), loss: Loss::Ignore, state: Arc::default(), counts }
-    }
-
-    /// The same heal as seen from its target.
-    pub fn reversed(&self) -> Self {
-        Self { source: self.target, target: self.source, ..self.clone() }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

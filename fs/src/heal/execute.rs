@@ -1,7 +1,7 @@
 //! The far end of a heal: one call, executed on a brick's store.
 
 use super::calls::{
-    CALL_BYTES_MAX, CHUNK_BYTES, ENTRIES_MAX, HealCall, HealResult, HealReturn, OBJECTS_MAX, ObjectInfo, SUM_BYTES_MAX,
+    CALL_BYTES_MAX, CHUNK_BYTES, ENTRIES_MAX, ExactAttr, HealCall, HealResult, HealReturn, OBJECTS_MAX, ObjectInfo, SUM_BYTES_MAX,
 };
 use super::scrub::{chunk_sum, signature};
 use super::store::HealStore;
@@ -76,10 +76,10 @@ fn query<S: HealStore + ?Sized>(store: &mut S, call: &HealCall) -> HealResult {
             HealReturn::Data { extents: extents(store, *gfid, *offset, offset.saturating_add(u64::from(*len)))? }
         }
         HealCall::Limbo => HealReturn::Gfids(store.heal_limbo()?),
-        HealCall::Lost { gfids } if gfids.len() <= OBJECTS_MAX => {
+        HealCall::Lost { gfids, named } if gfids.len() <= OBJECTS_MAX => {
             let mut lost = Vec::new();
             for gfid in gfids {
-                if store.heal_lost(*gfid)? {
+                if store.heal_lost(*gfid, *named)? {
                     lost.push(*gfid);
                 }
             }
@@ -107,6 +107,17 @@ fn change<S: HealStore + ?Sized>(store: &mut S, call: &HealCall) -> Result<(), E
                 store.heal_punch(*gfid, *offset, *len)?;
             }
             extents.iter().try_for_each(|(offset, data)| store.heal_write(*gfid, *offset, data))
+        }
+        HealCall::Restore { parent, name, gfid, dir } => {
+            let (around, _) = store.heal_stat(*parent)?;
+            if let Some((attr, xattrs)) = dir {
+                store.heal_place_dir(*gfid, *parent, name)?;
+                store.heal_set_attr(*gfid, attr)?;
+                xattrs.iter().try_for_each(|(name, value)| store.heal_set_xattr(*gfid, name, Some(value)))?;
+            } else {
+                store.heal_link(*parent, name, *gfid)?;
+            }
+            store.heal_set_attr(*parent, &ExactAttr::from(&around))
         }
         HealCall::Remove { gfid } if *gfid != Gfid::ROOT => store.heal_remove(*gfid),
         HealCall::Sign { gfid, signature: s } => {

@@ -98,6 +98,10 @@ pub struct Progress {
     pub objects_removed: u64,
     /// Names that the source had lost and has again.
     pub objects_restored: u64,
+    /// The source has objects without a name.
+    pub lost_some: bool,
+    /// It failed because the source lost what it was about to take away ([`Loss::Refuse`]).
+    pub refused: bool,
     /// Bytes of file data written to the target.
     pub bytes_sent: u64,
     /// Bytes sent in a second, on average.

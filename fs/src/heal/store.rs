@@ -32,8 +32,10 @@ pub trait HealStore {
     /// Data; shorter only at the end of the file. Never more than [`CALL_BYTES_MAX`](super::CALL_BYTES_MAX) is asked.
     fn heal_read(&mut self, gfid: Gfid, offset: u64, len: usize) -> Result<Bytes, Errno>;
     /// Whether the index knows the object, but it has no name (or, a directory, is not there): then somebody took it away in
-    /// the brick's own directory. One that was put away at start for this is known too.
-    fn heal_lost(&mut self, gfid: Gfid) -> Result<bool, Errno>;
+    /// the brick's own directory. `named`: also a file that has names left, but not one that is only kept because it is open.
+    fn heal_lost(&mut self, gfid: Gfid, named: bool) -> Result<bool, Errno>;
+    /// What was put away at start because it had no name: `keep` puts it back into the index, otherwise it goes.
+    fn heal_swept(&mut self, keep: bool) -> Result<(), Errno>;
     /// The directories in limbo, ascending.
     fn heal_limbo(&mut self) -> Result<Vec<Gfid>, Errno>;
 

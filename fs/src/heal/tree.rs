@@ -6,7 +6,7 @@
 
 use super::calls::{ENTRIES_MAX, HealCall, NameEntry, Place, STRANGER};
 use super::cx::Cx;
-use super::loss::{bring_back, bring_back_dir, is_lost};
+use super::loss::{bring_back, bring_back_dir, is_lost, remember};
 use super::wire::{self, Side, Window};
 use crate::fop::{Errno, Gfid};
 use bytes::Bytes;
@@ -123,9 +123,14 @@ pub(super) async fn heal_entries(cx: &Cx, dir: Gfid, merge: bool) -> Result<(), 
             Some(s) if s.gfid == STRANGER => cx.tolerate(Err(Errno::ESTALE))?,
             _ if merge => {}
             _ => {
-                if is_lost(cx, t.gfid).await? {
-                    cx.state().lost.push((dir, t.clone()));
-                    continue;
+                if is_lost(cx, dir, t).await? {
+                    if !wanted.contains_key(name) {
+                        remember(cx, dir, t);
+                        continue;
+                    }
+                    // Its name is another's by now: it must have one before it loses this one.
+                    let back = bring_back(cx, dir, t).await.map(drop);
+                    cx.tolerate(back)?;
                 }
                 changed = true;
                 cx.tolerate(take_away(cx, dir, t).await)?;
@@ -208,7 +213,8 @@ pub(super) async fn remove(cx: &Cx, gfid: Gfid) -> Result<(), Errno> {
         cx.wire.exclusively(to_limbo(cx, gfid)).await?;
         cx.state().extra.remove(&gfid);
         for found in entries(cx, cx.target, gfid).await?.values() {
-            if is_lost(cx, found.gfid).await? {
+            // What the source lost comes back elsewhere, since it does not have this directory.
+            if is_lost(cx, gfid, found).await? {
                 bring_back(cx, gfid, found).await?;
             }
             take_away(cx, gfid, found).await?;

@@ -4,7 +4,7 @@
 use super::calls::{ExactAttr, HealCall, OBJECTS_MAX, ObjectInfo};
 use super::cx::Cx;
 use super::healer::HealItem;
-use super::loss::{Loss, is_lost, restore};
+use super::loss::restore;
 use super::object::{attr_differs, finish_object, heal_file};
 use super::tree::{ensure_dir, heal_entries, remove};
 use super::wire::{self, Side, Window};
@@ -155,8 +155,8 @@ async fn heal_bucket(cx: &Cx, bucket: Bucket) -> Result<(), Errno> {
             (s, t) => s.or(t).ok_or(wire::PROTOCOL)?,
         };
         let in_source = source.take(gfid);
-        if cx.loss == Loss::Refuse && in_source.as_ref().is_some_and(|o| o.as_ref().is_none_or(has_no_name)) {
-            is_lost(cx, gfid).await?;
+        if in_source.as_ref().is_some_and(|o| o.as_ref().is_none_or(has_no_name)) {
+            cx.counts().lost_some = true;
         }
         let s = in_source.flatten();
         let in_target = target.take(gfid);

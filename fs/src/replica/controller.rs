@@ -5,16 +5,19 @@
 //!
 //! - A node that has not been heard for a lease and a margin holds no lease any more: it counted from the
 //!   moment it *sent* its last renewal, which is before the leader heard it. A new leader knows nothing of
-//!   what the old one heard, so it counts from the moment it became leader. So does a leader that stood still itself
-//!   (a machine that was paused, or starved): what others sent it meanwhile is still on its way in.
+//!   what the old one heard, so it counts from the moment it became leader. A leader that stood still itself (a machine
+//!   that was paused, or starved) does not count that time: what others sent it meanwhile is still on its way in.
 //! - A process that is dead beyond doubt holds no lease either; a report names the brick's incarnation, so
 //!   that a report of yesterday does no harm to today's process.
 //! - The last in-sync brick is never removed: it has what nobody else has.
 
 use super::types::{BrickId, ConfigProposal, GroupConfig};
 use brickraft_engine::types::{NodeId, Time};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
+
+/// A longer pause between two polls is not counted beyond this: polls come every 100 ms.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// A node lease's length and what is added before the controller takes it for over.
 #[derive(Clone, Copy, Debug)]
@@ -52,20 +55,22 @@ pub struct Controller {
     config: ControllerConfig,
     deaths: BTreeSet<(BrickId, u64)>,
     proposed: BTreeMap<String, (u64, Time)>,
-    /// When it was last asked, and since when it has been asked regularly.
-    polled: Option<(Time, Time)>,
+    /// When it was last asked.
+    polled: Option<Time>,
+    /// Pauses in which it was not: when each ended, and how long it was beyond [`PAUSE_MAX`].
+    pauses: VecDeque<(Time, Duration)>,
 }
 
 impl Controller {
     /// The most death reports that are kept.
     const DEATHS_MAX: usize = 4096;
-    /// Between two polls; a longer pause is one in which this member heard nobody.
-    const PAUSE_MAX: Duration = Duration::from_millis(500);
+    /// Pauses that are remembered.
+    const PAUSES_MAX: usize = 64;
 
     /// A controller that knows nothing yet.
     #[must_use]
     pub fn new(config: ControllerConfig) -> Self {
-        Self { config, deaths: BTreeSet::new(), proposed: BTreeMap::new(), polled: None }
+        Self { config, deaths: BTreeSet::new(), proposed: BTreeMap::new(), polled: None, pauses: VecDeque::new() }
     }
 
     /// A peer saw that the process which ran `brick` under `incarnation` is dead beyond doubt.
@@ -81,16 +86,15 @@ impl Controller {
     pub fn poll(&mut self, now: Time, input: &ControllerInput) -> Vec<(String, ConfigProposal)> {
         let Some(since) = input.leader_since else {
             self.proposed.clear();
-            self.polled = None;
+            (self.polled, self.pauses) = (None, VecDeque::new());
             return Vec::new();
         };
-        let awake = match self.polled {
-            Some((last, awake)) if now.since(last) <= Self::PAUSE_MAX => awake,
-            Some(_) => now,
-            None => since,
-        };
-        self.polled = Some((now, awake));
-        let since = since.max(awake);
+        if let Some(pause) = self.polled.replace(now).map(|last| now.since(last).saturating_sub(PAUSE_MAX)).filter(|p| !p.is_zero()) {
+            self.pauses.push_back((now, pause));
+            if self.pauses.len() > Self::PAUSES_MAX {
+                self.pauses.pop_front();
+            }
+        }
         let mut out = Vec::new();
         for (name, group) in &input.groups {
             let gone: Vec<_> = group.in_sync.iter().copied().filter(|&b| self.is_gone(now, since, input, group, b)).collect();
@@ -111,7 +115,8 @@ impl Controller {
         }
         let Some(node) = input.nodes.get(&brick) else { return false };
         let heard = input.last_heard.get(node).copied().unwrap_or(since).max(since);
-        now.since(heard) > self.config.lease + self.config.margin
+        let stood_still: Duration = self.pauses.iter().filter(|(end, _)| *end > heard).map(|(_, pause)| *pause).sum();
+        now.since(heard) > self.config.lease + self.config.margin + stood_still
     }
 }
 
@@ -144,14 +149,22 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_stood_still_gives_full_time_again() {
+    fn a_leader_that_stood_still_does_not_count_that_time() {
         let mut controller = Controller::new(ControllerConfig::default());
         assert!(!poll(&mut controller, 1000, 1000));
         // What the other node sent in these four seconds has not been read yet.
         assert!(!poll(&mut controller, 5000, 1000));
-        assert!(!(5100..6800).step_by(100).any(|now| poll(&mut controller, now, 1000)));
-        assert!(poll(&mut controller, 6900, 1000), "it does not come any more");
-        // Who is heard stays.
-        assert!(!poll(&mut controller, 9000, 8900));
+        assert!(!(5100..6400).step_by(100).any(|now| poll(&mut controller, now, 1000)));
+        assert!(poll(&mut controller, 6400, 1000), "it does not come any more: 1.8 s, of which the pause counts 0.5");
+        // Who was heard after the pause has no more time than others.
+        let mut controller = Controller::new(ControllerConfig::default());
+        let left = (0..20_000).step_by(100).find(|&now| !(1000..5000).contains(&now) && poll(&mut controller, now, now.min(5500)));
+        assert_eq!(left, Some(7400));
+    }
+
+    #[test]
+    fn who_is_dead_leaves_although_polls_are_slow() {
+        let mut controller = Controller::new(ControllerConfig::default());
+        assert!((0..10_000).step_by(700).any(|now| poll(&mut controller, now, 0)));
     }
 }

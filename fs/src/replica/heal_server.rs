@@ -62,6 +62,8 @@ impl<S: Disk> ReplicaCore<S> {
             // Executed long ago, and its answer was had.
             return;
         }
+        // It is the other brick that says what is to be here.
+        let _ = self.store.heal_swept(false);
         let result: HealResult = match postcard::from_bytes::<HealCall>(payload) {
             Ok(call) => crate::heal::execute(&mut self.store, &call),
             Err(_) => Err(Errno::EINVAL),

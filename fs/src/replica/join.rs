@@ -10,7 +10,7 @@ use super::heal_calls::{HealCalls, HealRoute, overdue};
 use super::flight::Flight;
 use super::types::{BrickId, GroupConfig, HealTag, Identity, PeerMsg, RepOp, ReplyTable};
 use super::{DataTask, Disk, ReplicaCore, Task};
-use crate::fop::{Bucket, Errno, Fop, Gfid};
+use crate::fop::{Bucket, Fop, Gfid};
 use crate::heal::{Direction, HealItem, HealPlan, HealResult, Healer, Loss, Step};
 use crate::store::{BucketSet, DataDone, DataOp};
 use brickraft_engine::types::Time;
@@ -63,8 +63,7 @@ pub(super) struct Join {
     ready_sent: Time,
     /// Of the rounds that are over.
     pub done: (u64, u64),
-    /// This brick had lost names, and has them from the other.
-    restored: bool,
+    loss: Loss,
 }
 
 impl Join {
@@ -195,11 +194,18 @@ impl<S: Disk> ReplicaCore<S> {
         } else {
             HealPlan::full()
         };
-        tracing::info!(brick = from, partial, mark = self.meta.synced_epoch, buckets = ?plan.buckets, "heal begins");
-        // A brick that comes back goes before a scrub.
-        if self.p.scrub.take_if(|s| !s.goes_first).is_none() && self.p.scrub.is_some() {
+        if self.p.scrub.as_ref().is_some_and(|s| s.goes_first.is_some()) {
             return;
         }
+        // What this brick lost behind its back is not to be lost at the other one too. A third one in sync is asked first, since it
+        // has the newer version; what is lost after that, it lacks too.
+        let loss = if self.others().is_empty() || self.p.compared.take() == Some(from) { Loss::Restore } else { Loss::Refuse };
+        if let Err(e) = self.store.heal_swept(true) {
+            self.note_damage(format!("cannot put back what has no name: {e}"));
+        }
+        tracing::info!(brick = from, partial, mark = self.meta.synced_epoch, buckets = ?plan.buckets, "heal begins");
+        // A brick that comes back goes before a scrub.
+        self.p.scrub = None;
         self.p.checkpoint = None;
         self.p.heals += 1;
         self.p.join = Some(Join {
@@ -207,7 +213,8 @@ impl<S: Disk> ReplicaCore<S> {
             attempt,
             incarnation: identity.incarnation,
             stage: Stage::Bulk,
-            healer: Some(self.push(plan)),
+            healer: Some(Healer::guarded(Direction::Push, plan, loss)),
+            loss,
             heal: self.p.heals,
             calls: HealCalls::new(),
             changes: BTreeMap::new(),
@@ -218,7 +225,6 @@ impl<S: Disk> ReplicaCore<S> {
             heard: self.now,
             ready_sent: Time(0),
             done: (0, 0),
-            restored: false,
         });
         // Flights that are under way have changed this disk, or will; they never go to the brick.
         let flights: Vec<_> = self.p.flights.values().flat_map(|f| f.touches.iter().copied()).collect();
@@ -275,16 +281,9 @@ impl<S: Disk> ReplicaCore<S> {
         }
     }
 
-    /// What this brick lost behind its back is not to be lost at the other one too. If there is a third in sync, that one is asked
-    /// first, since it has the newer version.
-    fn push(&self, plan: HealPlan) -> Healer {
-        let loss = if self.p.compared || self.others().is_empty() { Loss::Restore } else { Loss::Refuse };
-        Healer::guarded(Direction::Push, plan, loss)
-    }
-
     fn begin_round(&mut self, j: &mut Join) {
         let plan = j.take_plan();
-        j.healer = (!plan.is_empty()).then(|| self.push(plan));
+        j.healer = (!plan.is_empty()).then(|| Healer::guarded(Direction::Push, plan, j.loss));
         j.calls.clear();
         self.p.heals += 1;
         j.heal = self.p.heals;
@@ -304,17 +303,17 @@ impl<S: Disk> ReplicaCore<S> {
         j.done = (j.done.0 + progress.objects_healed, j.done.1 + progress.bytes_sent);
         let outcome = healer.finished();
         j.healer = None;
+        self.p.lost_some |= (progress.lost_some || progress.objects_restored > 0) && !self.others().is_empty();
         if progress.objects_restored > 0 {
-            j.restored = true;
             let (n, brick) = (progress.objects_restored, j.brick);
             self.note_damage(format!("{n} names were gone from this brick's directory, and came back from brick {brick}"));
         }
         match outcome {
-            Some(Err(Errno::EUCLEAN)) => {
+            Some(Err(_)) if progress.refused => {
                 self.note_damage(format!("names are gone from this brick's directory; it is compared before brick {} is healed", j.brick));
                 self.begin_scrub();
                 if let Some(s) = &mut self.p.scrub {
-                    s.goes_first = true;
+                    s.goes_first = Some(j.brick);
                 }
                 return None;
             }
@@ -419,9 +418,8 @@ impl<S: Disk> ReplicaCore<S> {
             tracing::info!(brick = j.brick, taken, "heal ends with the epoch");
             if taken {
                 self.heal_full = false;
-                self.p.compared = false;
-                if j.restored {
-                    // Others in sync lack it too.
+                if std::mem::take(&mut self.p.lost_some) {
+                    // Others in sync may have what was lost, or lack what came back.
                     self.begin_scrub();
                 }
                 // So that the full heal that a missing mark means is soon behind us.

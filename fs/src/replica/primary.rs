@@ -53,8 +53,10 @@ pub(super) struct Primary {
     pub repair: Option<Repair>,
     pub join: Option<Join>,
     pub scrub: Option<Scrub>,
-    /// What this brick had lost, it has from the other bricks in sync; what is still lost, they lack too.
-    pub compared: bool,
+    /// The brick for whose sake this one was made whole from the others in sync.
+    pub compared: Option<BrickId>,
+    /// This brick has objects without a name: a scrub follows the heal in hand.
+    pub lost_some: bool,
     pub checkpoint: Option<Checkpoint>,
     pub checkpoint_at: Time,
     pub checkpoints: u64,

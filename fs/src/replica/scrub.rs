@@ -35,8 +35,10 @@ pub(super) struct Scrub {
     began: Time,
     frozen_at: Time,
     healed: u64,
-    /// No brick is healed from this one before it ends.
-    pub goes_first: bool,
+    /// There were more findings than a report lists.
+    left_out: bool,
+    /// This brick lost what it was about to take away from that one, which is healed afterwards.
+    pub goes_first: Option<BrickId>,
 }
 
 impl Scrub {
@@ -79,7 +81,8 @@ impl<S: Disk> ReplicaCore<S> {
             began: self.now,
             frozen_at: self.now,
             healed: 0,
-            goes_first: false,
+            goes_first: None,
+            left_out: false,
         });
     }
 
@@ -87,12 +90,15 @@ impl<S: Disk> ReplicaCore<S> {
         let Some(mut s) = self.p.scrub.take() else { return false };
         let step = self.step_scrub(&mut s);
         self.heal_busy |= step == Some(Step::More);
-        let Some(step) = step else { return true };
+        let Some(step) = step else {
+            self.p.compared = s.goes_first;
+            return true;
+        };
         let moved = step == Step::Finished && self.next_scrub_stage(&mut s);
         if moved || step != Step::Finished {
             self.p.scrub = Some(s);
         } else {
-            self.p.compared |= s.goes_first;
+            self.p.compared = s.goes_first.filter(|_| !s.left_out || s.healed == 0);
         }
         moved
     }
@@ -137,6 +143,7 @@ impl<S: Disk> ReplicaCore<S> {
         match s.stage {
             Stage::Look => {
                 let report = s.scrubber.take().map(|x| x.report()).unwrap_or_default();
+                s.left_out |= report.findings_left_out > 0;
                 s.suspects = report.findings.iter().map(|f| f.gfid).collect();
                 self.next_portion(s)
             }

@@ -201,8 +201,12 @@ impl HealStore for Model {
         Ok((offset..end).map(byte).collect::<Vec<_>>().into())
     }
 
-    fn heal_lost(&mut self, _: Gfid) -> Result<bool, Errno> {
+    fn heal_lost(&mut self, _: Gfid, _: bool) -> Result<bool, Errno> {
         Ok(false)
+    }
+
+    fn heal_swept(&mut self, _: bool) -> Result<(), Errno> {
+        Ok(())
     }
 
     fn heal_limbo(&mut self) -> Result<Vec<Gfid>, Errno> {

@@ -102,7 +102,7 @@ pub(super) fn picture(store: &mut impl HealStore) -> Picture {
         for gfid in store.heal_objects(bucket, None, usize::MAX).unwrap() {
             let (attr, place) = match store.heal_stat(gfid) {
                 // A directory that was lost and nobody has.
-                Err(Errno::ENOENT) if store.heal_lost(gfid) == Ok(true) => continue,
+                Err(Errno::ENOENT) if store.heal_lost(gfid, false) == Ok(true) => continue,
                 other => other.unwrap(),
             };
             let Attr { kind, mode, nlink, uid, gid, rdev, mtime, size, .. } = attr;

@@ -254,10 +254,9 @@ impl HealStore for DirStore {
         Ok(buf.into())
     }
 
-    fn heal_lost(&mut self, gfid: Gfid) -> Res<bool> {
-        self.put_back(gfid)?;
+    fn heal_lost(&mut self, gfid: Gfid, named: bool) -> Res<bool> {
         match self.handles.leaf(gfid, false) {
-            Ok((_, stat)) => return Ok(stat.st_nlink == 1),
+            Ok((_, stat)) => return Ok(named || stat.st_nlink == 1),
             Err(Errno::ENOENT) => {}
             Err(e) => return Err(e),
         }
@@ -266,6 +265,10 @@ impl HealStore for DirStore {
             Err(Errno::ENOENT) => Ok(self.handles.places(gfid).is_ok()),
             Err(e) => Err(e),
         }
+    }
+
+    fn heal_swept(&mut self, keep: bool) -> Res<()> {
+        self.end_sweep(keep)
     }
 
     fn heal_limbo(&mut self) -> Res<Vec<Gfid>> {

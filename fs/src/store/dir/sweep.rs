@@ -1,7 +1,7 @@
 //! Start-up: puts away what a change left that was cut off. Only dirty buckets can hold such a thing.
 
 use super::DirStore;
-use super::handles::{bucket_path, leaf_path, orphan_path, place_path, swept_path};
+use super::handles::{bucket_path, leaf_path, orphan_path, swept_path};
 use super::sys::{self, Res};
 use crate::fop::{Bucket, Errno, Gfid, RENAME_NOREPLACE};
 use std::fs::File;
@@ -96,32 +96,28 @@ impl DirStore {
         Ok(left)
     }
 
-    /// Puts an object back into the index that was put away.
-    pub(super) fn put_back(&mut self, gfid: Gfid) -> Res<()> {
+    /// What was put away goes back into the index, unless it was made again since, or goes for good.
+    pub(super) fn end_sweep(&mut self, keep: bool) -> Res<()> {
         if !self.has_swept {
             return Ok(());
         }
-        for to in [leaf_path(gfid), place_path(gfid)] {
-            let from = swept_path(to.rsplit(|b| *b == b'/').next().unwrap_or_default());
-            match sys::rename(&self.handles.private, &from, &self.handles.private, &to, RENAME_NOREPLACE) {
-                // It was made again since.
-                Ok(()) | Err(Errno::ENOENT | Errno::EEXIST) => {}
-                Err(e) => return Err(e),
+        let private = Arc::clone(&self.handles.private);
+        for name in sys::list_all(&sys::open_dir(&private, b"swept")?)? {
+            let gfid = parse(name.strip_suffix(b".dir").unwrap_or(&name)).filter(|_| keep);
+            if let Some(gfid) = gfid {
+                self.mark(&[gfid.bucket()])?;
+                match sys::rename(&private, &swept_path(&name), &private, &index_path(gfid.bucket(), &name), RENAME_NOREPLACE) {
+                    Err(Errno::EEXIST) => {}
+                    other => {
+                        other?;
+                        continue;
+                    }
+                }
             }
+            sys::unlink(&private, &swept_path(&name))?;
         }
-        self.listing = None;
+        (self.has_swept, self.listing) = (false, None);
         Ok(())
-    }
-
-    /// All bricks are the same: nobody will ask for what was put away. Some at a time, since others wait meanwhile.
-    pub(super) fn clear_swept(&mut self) -> Res<()> {
-        const AT_ONCE: usize = 1000;
-        if !self.has_swept {
-            return Ok(());
-        }
-        let names = sys::list_all(&sys::open_dir(&self.handles.private, b"swept")?)?;
-        self.has_swept = names.len() > AT_ONCE;
-        names.iter().take(AT_ONCE).try_for_each(|name| sys::unlink(&self.handles.private, &swept_path(name)))
     }
 }
 

@@ -97,8 +97,12 @@ impl HealStore for SimStore {
     }
 
     /// Nobody gets at what is simulated but by changes.
-    fn heal_lost(&mut self, _gfid: Gfid) -> Res<bool> {
+    fn heal_lost(&mut self, _: Gfid, _: bool) -> Res<bool> {
         Ok(false)
+    }
+
+    fn heal_swept(&mut self, _: bool) -> Result<(), Errno> {
+        Ok(())
     }
 
     fn heal_limbo(&mut self) -> Res<Vec<Gfid>> {
