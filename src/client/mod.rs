@@ -171,6 +171,10 @@ impl VolumeClient {
                     Err(Again::Later)
                 }
             }
+            Err(ReplicaError::Abandoned { config }) => {
+                self.view.learn(config);
+                Err(Again::Broken)
+            }
             Err(ReplicaError::NoLease | ReplicaError::Busy) => {
                 self.view.refresh_slowly(route.version);
                 Err(Again::Later)

@@ -258,6 +258,10 @@ impl World {
         match answer {
             Ok(reply) => self.end_call(c, Ok((reply, payload))),
             Err(ReplicaError::Errno(e)) => self.end_call(c, Err(e)),
+            Err(ReplicaError::Abandoned { config }) => {
+                self.learn(client, config);
+                self.broken(c);
+            }
             Err(ReplicaError::WrongEpoch { config } | ReplicaError::NotPrimary { config }) => {
                 let news = self.learn(client, config);
                 self.wake_in(c, if news { Duration::from_micros(10) } else { RETRY_WAIT });

@@ -445,8 +445,8 @@ impl<S: Disk> ReplicaCore<S> {
             }
             return;
         }
-        // Without a lease it would soon be taken out again.
-        if self.leaving || self.wiped || self.now >= self.lease {
+        // Without a lease it would soon be taken out again. And a write of before that still runs would go over what is healed.
+        if self.leaving || self.wiped || self.now >= self.lease || self.is_writing() {
             return;
         }
         self.o.sent = self.now;

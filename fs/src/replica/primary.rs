@@ -371,7 +371,7 @@ impl<S: Disk> ReplicaCore<S> {
         let config = self.group.clone();
         let p = std::mem::take(&mut self.p);
         let mut waiting: Vec<(u64, u64)> = Vec::new();
-        waiting.extend(p.flights.values().flat_map(|f| f.clients.iter().copied()));
+        let begun: Vec<_> = p.flights.values().flat_map(|f| f.clients.iter().copied()).collect();
         waiting.extend(p.held.values().map(|h| (h.conn, h.request)));
         waiting.extend(p.asks.values().filter_map(|a| a.client()));
         waiting.extend(p.room.iter().map(|r| (r.conn, r.request)));
@@ -386,6 +386,9 @@ impl<S: Disk> ReplicaCore<S> {
         }
         for (conn, request) in waiting {
             self.reply(conn, request, Err(ReplicaError::WrongEpoch { config: config.clone() }), Bytes::new());
+        }
+        for (conn, request) in begun {
+            self.reply(conn, request, Err(ReplicaError::Abandoned { config: config.clone() }), Bytes::new());
         }
         // What was in flight may be on some bricks only: the new primary will ask.
         for (seq, f) in p.flights {

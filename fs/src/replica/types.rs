@@ -101,6 +101,13 @@ pub enum ReplicaError {
     /// The session is known, but the op is older than its reply window: the client broke its bound.
     #[error("the operation's outcome is no longer known")]
     Forgotten,
+    /// The brick was primary and had begun the operation, but is primary no more: others may carry it out or may have. Retry by
+    /// this configuration, with `retry` set.
+    #[error("the group went on to epoch {} before the operation's end", config.epoch)]
+    Abandoned {
+        /// The configuration that the brick acts in.
+        config: GroupConfig,
+    },
 }
 
 /// One operation of a client.

@@ -220,7 +220,7 @@ impl Client {
             return;
         }
         match &answer {
-            Err(ReplicaError::WrongEpoch { config } | ReplicaError::NotPrimary { config }) => {
+            Err(ReplicaError::WrongEpoch { config } | ReplicaError::NotPrimary { config } | ReplicaError::Abandoned { config }) => {
                 let newer = self.config.as_ref().is_none_or(|c| c.epoch <= config.epoch);
                 if newer {
                     self.target = config.primary;
