@@ -68,6 +68,8 @@ pub struct Client {
     pub bricks: u64,
     gfids: u64,
     wakes: u64,
+    /// Answers that left open whether the operation was carried out.
+    pub abandoned: u32,
     /// The token of the handle that it works through.
     pub fence: u64,
 }
@@ -100,6 +102,7 @@ impl Client {
             bricks,
             gfids: 0,
             wakes: 0,
+            abandoned: 0,
             fence: 0,
         }
     }
@@ -216,6 +219,7 @@ impl Client {
     }
 
     pub fn on_answer(&mut self, w: &mut World, me: usize, request: u64, answer: Answer, payload: Bytes) {
+        self.abandoned += u32::from(matches!(answer, Err(ReplicaError::Abandoned { .. })));
         if self.current.is_none() || request != self.requests {
             return;
         }

@@ -4,7 +4,7 @@ use super::client::{Client, Kind, create, register};
 use super::world::{World, ms};
 use crate::fop::{Bucket, Errno, Fop, Gfid, Reply, SetAttr, XATTR_FENCE};
 use crate::heal::{ExactAttr, HealStore};
-use crate::replica::ReplicaError;
+use crate::replica::{BrickId, ReplicaError};
 use crate::store::BrickStore;
 use rand::Rng;
 use std::time::Duration;
@@ -366,6 +366,48 @@ fn an_open_file_outlives_its_name_on_all_bricks_and_over_a_new_primary() {
     act(&mut w, 0, write(0)).unwrap();
     act(&mut w, 0, Fop::Release { gfid: register(0) }).unwrap();
     assert!(matches!(act(&mut w, 0, write(0)), Err(ReplicaError::Errno(Errno::ENOENT))));
+    w.settle();
+    w.assert_equal();
+}
+
+/// While a brick's disk is stalled, it ends nothing that it began.
+fn stall(w: &mut World, brick: BrickId, stalled: bool) {
+    w.nodes.get_mut(&brick).unwrap().core.as_mut().unwrap().store().set_stalled(stalled);
+}
+
+/// A write that began while its brick was in sync, and ends after the brick has left: nothing may be healed before that.
+#[test]
+fn a_write_that_ends_late_does_not_go_over_what_was_healed() {
+    let mut w = world(2, 1);
+    let (primary, other) = (w.config.primary, 3 - w.config.primary);
+    stall(&mut w, other, true);
+    begin(&mut w, 0, write(0));
+    w.run_for(ms(50));
+    w.cut(primary, other);
+    w.run_until("the write", Duration::from_secs(20), |w| w.clients[0].is_idle());
+    assert_eq!(w.config.in_sync, [primary]);
+    w.mend_all();
+    act(&mut w, 0, write(0)).unwrap();
+    w.run_for(Duration::from_secs(8));
+    stall(&mut w, other, false);
+    let last = wrote(&w, 0);
+    assert_eq!(content(&mut w, 0), last);
+}
+
+/// A primary that has begun an operation and is overtaken cannot say what became of it, and says so.
+#[test]
+fn a_primary_that_is_overtaken_says_that_it_does_not_know() {
+    let mut w = world(2, 1);
+    let primary = w.config.primary;
+    w.cut(1, 2);
+    w.store_cut.insert(primary);
+    begin(&mut w, 0, Fop::Unlink { parent: Gfid::ROOT, name: "r0".into() });
+    w.run_until("another primary", Duration::from_secs(20), |w| w.config.primary != primary);
+    assert!(!w.clients[0].is_idle());
+    w.store_cut.clear();
+    w.run_until("an answer", Duration::from_secs(20), |w| w.clients[0].is_idle());
+    assert_eq!(w.clients[0].results.last(), Some(&Ok(Reply::Done)));
+    assert!(w.clients[0].abandoned > 0);
     w.settle();
     w.assert_equal();
 }
