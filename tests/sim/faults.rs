@@ -144,7 +144,8 @@ impl World {
                 note!(self, "node {i} stands still ({which}) until {until:?}");
                 for thread in 0..2 {
                     if which == 2 || which == thread {
-                        self.nodes[i].paused[thread] = until;
+                        // Never earlier than before: what waits for the end of a pause would be overtaken.
+                        self.nodes[i].paused[thread] = self.nodes[i].paused[thread].max(until);
                     }
                 }
             }
@@ -161,7 +162,6 @@ impl World {
         for i in 0..NODES {
             let node = &mut self.nodes[i];
             node.slow = false;
-            node.paused = [self.now; 2];
             if !node.up || node.member.core.is_none() || node.brick.as_ref().is_some_and(|b| b.down) {
                 self.restart(i, u64::MAX);
             }

@@ -134,6 +134,8 @@ pub struct Node {
     pub member: MemberSide,
     pub brick: Option<BrickSide>,
     pub view: ClusterView,
+    /// When the news that were sent last come to the bricks' thread: they come in order.
+    pub news: Time,
     pub lease: Time,
     pub renew: (u64, bool),
     pub controller: Controller,
@@ -200,6 +202,7 @@ impl Node {
             member,
             brick,
             view: ClusterView::default(),
+            news: Time(0),
             lease: Time(0),
             renew: (0, false),
             controller: keeper::controller(),
