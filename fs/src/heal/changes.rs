@@ -158,7 +158,7 @@ impl ChangeSet {
         self.stalled = if shrinks || self.is_small() { self.stalled / 2 } else { (self.stalled + 1).min(8) };
         self.last_weight = Some(weight);
         let items = std::mem::take(&mut self.items);
-        HealPlan { buckets: std::mem::take(&mut self.buckets).into_iter().collect(), items }
+        HealPlan { buckets: std::mem::take(&mut self.buckets).into_iter().collect(), items, ..HealPlan::default() }
     }
 
     /// By how much writers should be slowed, in 256ths of the time: 0 while rounds shrink, doubling with each that does

@@ -54,13 +54,16 @@ pub struct HealPlan {
     pub buckets: Vec<Bucket>,
     /// Single objects, of other buckets.
     pub items: BTreeMap<Gfid, HealItem>,
+    /// Objects without a name that the source keeps since they are open: no bucket lists them. The target has them
+    /// without a name then, until it is told to keep them ([`HealStore::heal_orphan`](super::HealStore::heal_orphan)).
+    pub nameless: Vec<Gfid>,
 }
 
 impl HealPlan {
     /// Every bucket.
     #[must_use]
     pub fn full() -> Self {
-        Self { buckets: (0..=u16::MAX).map(Bucket).collect(), items: BTreeMap::new() }
+        Self { buckets: (0..=u16::MAX).map(Bucket).collect(), ..Self::default() }
     }
 
     /// Some buckets.
@@ -68,12 +71,12 @@ impl HealPlan {
         let mut buckets: Vec<_> = buckets.into_iter().collect();
         buckets.sort_unstable();
         buckets.dedup();
-        Self { buckets, items: BTreeMap::new() }
+        Self { buckets, ..Self::default() }
     }
 
     /// Single objects, wholly.
     pub fn objects(gfids: impl IntoIterator<Item = Gfid>) -> Self {
-        Self { buckets: Vec::new(), items: gfids.into_iter().map(|g| (g, HealItem::whole())).collect() }
+        Self { items: gfids.into_iter().map(|g| (g, HealItem::whole())).collect(), ..Self::default() }
     }
 
     /// Nothing to do.
@@ -189,5 +192,5 @@ impl Healer {
 /// A heal of single objects, in either direction: the last short round under freeze, or the repair of damage.
 #[must_use]
 pub fn heal_objects(direction: Direction, items: BTreeMap<Gfid, HealItem>) -> Healer {
-    Healer::new(direction, HealPlan { buckets: Vec::new(), items })
+    Healer::new(direction, HealPlan { items, ..HealPlan::default() })
 }

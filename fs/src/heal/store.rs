@@ -67,6 +67,9 @@ pub trait HealStore {
     /// nameless object. `ENOTEMPTY` when it has entries or names. An absent one is no error.
     fn heal_remove(&mut self, gfid: Gfid) -> Result<(), Errno>;
 
+    /// An object that has no name is one that is open, and is kept for that. Others stay as they are.
+    fn heal_orphan(&mut self, gfid: Gfid) -> Result<(), Errno>;
+
     /// The value of `trusted.brickraft.sum`, `None` when there is none.
     fn heal_signature(&mut self, gfid: Gfid) -> Result<Option<Bytes>, Errno>;
     /// Sets or removes `trusted.brickraft.sum`. The file's data must be durable before its signature is.

@@ -28,7 +28,8 @@ pub(super) async fn run(cx: Cx) -> Result<(), Errno> {
     for dir in wire::gfids(cx.tell(HealCall::Limbo).await?)? {
         cx.look_at(dir, false);
     }
-    let items: Vec<_> = cx.plan.items.iter().filter(|(g, _)| !cx.planned(**g)).map(|(g, i)| (*g, i.clone())).collect();
+    let mut items: Vec<_> = cx.plan.items.iter().filter(|(g, _)| !cx.planned(**g)).map(|(g, i)| (*g, i.clone())).collect();
+    items.extend(cx.plan.nameless.iter().map(|g| (*g, HealItem::whole())));
     cx.counts().units_left = (cx.plan.buckets.len() + items.len().div_ceil(ITEMS_MAX)) as u64;
     let mut units = Window::new(UNITS_MAX);
     for bucket in &cx.plan.buckets {

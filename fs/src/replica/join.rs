@@ -102,6 +102,7 @@ impl Join {
         HealPlan {
             buckets: std::mem::take(&mut self.changed_buckets).into_iter().collect(),
             items: std::mem::take(&mut self.changes),
+            nameless: Vec::new(),
         }
     }
 
@@ -188,12 +189,13 @@ impl<S: Disk> ReplicaCore<S> {
         let Some(mut dirty) = BucketSet::from_bytes(payload) else { return };
         let recorded = self.group.incarnations.get(&from).copied().unwrap_or(0);
         let partial = !self.heal_full && identity.synced_epoch == self.meta.synced_epoch && identity.held == recorded;
-        let plan = if partial {
+        let mut plan = if partial {
             dirty.union_with(self.store.dirty());
             HealPlan::buckets(dirty.iter())
         } else {
             HealPlan::full()
         };
+        plan.nameless = self.store.orphans().unwrap_or_default();
         if self.p.scrub.as_ref().is_some_and(|s| s.goes_first.is_some()) {
             return;
         }
@@ -282,7 +284,10 @@ impl<S: Disk> ReplicaCore<S> {
     }
 
     fn begin_round(&mut self, j: &mut Join) {
-        let plan = j.take_plan();
+        let mut plan = j.take_plan();
+        if !plan.buckets.is_empty() {
+            plan.nameless = self.store.orphans().unwrap_or_default();
+        }
         j.healer = (!plan.is_empty()).then(|| Healer::guarded(Direction::Push, plan, j.loss));
         j.calls.clear();
         self.p.heals += 1;
@@ -455,8 +460,13 @@ impl<S: Disk> ReplicaCore<S> {
         self.send_with(self.group.primary, msg, dirty);
     }
 
-    /// Drops the nameless files that the primary does not keep.
+    /// Keeps the nameless files that the primary keeps, and drops others.
     pub(super) fn drop_other_orphans(&mut self, keep: &[Gfid]) {
+        for &gfid in keep {
+            if let Err(e) = self.store.heal_orphan(gfid) {
+                self.note_damage(format!("cannot keep the nameless file {gfid}: {e}"));
+            }
+        }
         for gfid in self.store.orphans().unwrap_or_default() {
             if !keep.contains(&gfid)
                 && let Err(e) = self.store.keep_orphan(gfid, false)

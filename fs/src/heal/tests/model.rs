@@ -320,6 +320,10 @@ impl HealStore for Model {
         Ok(())
     }
 
+    fn heal_orphan(&mut self, _: Gfid) -> Result<(), Errno> {
+        Ok(())
+    }
+
     fn heal_signature(&mut self, g: Gfid) -> Result<Option<Bytes>, Errno> {
         Ok(self.get(g)?.signature.clone())
     }

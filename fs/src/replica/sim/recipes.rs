@@ -412,6 +412,50 @@ fn a_primary_that_is_overtaken_says_that_it_does_not_know() {
     w.assert_equal();
 }
 
+/// What an open file without a name holds, on each brick that is up.
+fn open_content(w: &mut World, gfid: Gfid) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    for node in w.nodes.values_mut() {
+        let store = node.core.as_mut().unwrap().store();
+        assert_eq!(store.orphans().unwrap(), [gfid]);
+        found.push(store.heal_read(gfid, 0, 100).unwrap().to_vec());
+    }
+    found
+}
+
+/// A file that is open on a volume and has no name is a file like others: a brick that comes back has it, as it is now.
+#[test]
+fn a_brick_that_joins_has_open_files_without_a_name_too() {
+    for unlinked_before in [false, true] {
+        let mut w = world(2, 2);
+        act(&mut w, 0, write(0)).unwrap();
+        act(&mut w, 0, Fop::Open { gfid: register(0), flags: 2 }).unwrap();
+        let other = 3 - w.config.primary;
+        let unlink = Fop::Unlink { parent: Gfid::ROOT, name: "r0".into() };
+        if unlinked_before {
+            act(&mut w, 1, unlink.clone()).unwrap();
+        }
+        w.crash(other);
+        if !unlinked_before {
+            act(&mut w, 1, unlink).unwrap();
+        }
+        act(&mut w, 0, write(0)).unwrap();
+        let last = wrote(&w, 0);
+        w.start(other);
+        w.run_until("in sync", Duration::from_secs(30), |w| w.all_in_sync());
+        w.run_for(ms(500));
+        assert_eq!(open_content(&mut w, register(0)), [last.clone(), last], "unlinked before: {unlinked_before}");
+        // And it lives on there.
+        w.crash(3 - other);
+        act(&mut w, 0, Fop::Open { gfid: register(0), flags: 2 }).unwrap();
+        act(&mut w, 0, write(0)).unwrap();
+        act(&mut w, 0, Fop::Release { gfid: register(0) }).unwrap();
+        assert!(matches!(act(&mut w, 0, write(0)), Err(ReplicaError::Errno(Errno::ENOENT))));
+        w.settle();
+        w.assert_equal();
+    }
+}
+
 #[test]
 fn a_dead_process_costs_half_a_second_and_a_dead_node_three() {
     for (power, limit) in [(false, 500), (true, 3000)] {

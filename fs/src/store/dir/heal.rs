@@ -450,6 +450,18 @@ impl HealStore for DirStore {
         Ok(())
     }
 
+    fn heal_orphan(&mut self, gfid: Gfid) -> Res<()> {
+        match self.handles.leaf(gfid, false) {
+            Ok((path, stat)) if stat.st_nlink == 1 => {
+                self.mark(&[gfid.bucket()])?;
+                (self.has_orphans, self.listing) = (true, None);
+                sys::rename(&self.handles.private, &path, &self.handles.private, &orphan_path(gfid), 0)
+            }
+            Ok(_) | Err(Errno::ENOENT) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
     fn heal_signature(&mut self, gfid: Gfid) -> Res<Option<Bytes>> {
         let obj = self.find(gfid)?.0;
         match obj.at(&self.handles.private).get_xattr(XATTR_SUM.as_bytes()) {

@@ -270,6 +270,16 @@ impl HealStore for SimStore {
         })
     }
 
+    fn heal_orphan(&mut self, gfid: Gfid) -> Res<()> {
+        if self.tree.get(gfid).is_ok_and(|n| !n.is_dir() && n.names == 0) {
+            self.change(&[gfid.bucket()], |t| {
+                t.get_mut(gfid)?.orphan = true;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     fn heal_signature(&mut self, gfid: Gfid) -> Res<Option<Bytes>> {
         Ok(self.tree.get(gfid)?.signature.clone())
     }
