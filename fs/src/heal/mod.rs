@@ -29,4 +29,4 @@ pub use execute::{BATCH_CALLS_MAX, execute, xattr_sum};
 pub use healer::{Direction, HealItem, HealPlan, Healer, Progress, Step, heal_objects};
 pub use loss::Loss;
 pub use store::HealStore;
-pub use wire::{Side, WINDOW_MAX};
+pub use wire::{SPREAD_MAX, Side, WINDOW_MAX};

@@ -7,7 +7,7 @@
 
 use super::calls::{HealCall, HealResult, HealReturn};
 use crate::fop::Errno;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,8 @@ use std::task::{Context, Poll};
 
 /// Most calls under way to one brick.
 pub const WINDOW_MAX: usize = 32;
+/// How far the numbers of calls under way are apart at most: a brick that answers repeated calls from memory needs no more of it.
+pub const SPREAD_MAX: u64 = 128;
 
 /// One of the two bricks of a heal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,7 +32,7 @@ struct Queues {
     next_id: u64,
     local: VecDeque<(u64, HealCall)>,
     remote: VecDeque<(u64, HealCall)>,
-    in_flight: usize,
+    open: BTreeSet<u64>,
     returned: BTreeMap<u64, HealResult>,
     locked: bool,
     progress: bool,
@@ -48,13 +50,18 @@ impl Wire {
 
     /// Asks a brick and waits for its answer.
     pub async fn call(&self, side: Side, call: HealCall) -> HealResult {
-        std::future::poll_fn(|_| if self.queues().in_flight < WINDOW_MAX { Poll::Ready(()) } else { Poll::Pending }).await;
+        std::future::poll_fn(|_| {
+            let q = self.queues();
+            let close = q.open.first().is_none_or(|oldest| q.next_id - oldest < SPREAD_MAX);
+            if q.open.len() < WINDOW_MAX && close { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         let id = {
             let mut q = self.queues();
             q.next_id += 1;
-            q.in_flight += 1;
             q.progress = true;
             let id = q.next_id;
+            q.open.insert(id);
             match side {
                 Side::Local => q.local.push_back((id, call)),
                 Side::Remote => q.remote.push_back((id, call)),
@@ -64,7 +71,7 @@ impl Wire {
         std::future::poll_fn(|_| {
             let mut q = self.queues();
             let Some(result) = q.returned.remove(&id) else { return Poll::Pending };
-            q.in_flight -= 1;
+            q.open.remove(&id);
             q.progress = true;
             Poll::Ready(result)
         })

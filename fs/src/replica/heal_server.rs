@@ -3,12 +3,12 @@
 use super::types::{BrickId, HealTag, PeerMsg};
 use super::{Disk, ReplicaCore, Role};
 use crate::fop::Errno;
-use crate::heal::{HealCall, HealResult, HealReturn};
+use crate::heal::{HealCall, HealResult, HealReturn, SPREAD_MAX};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-/// How many answers are kept; more than a healer ever has under way.
-const ANSWERS_MAX: u64 = 256;
+/// Answers are kept of calls up to this far below the newest; a healer waits for all that are older.
+const ANSWERS_MAX: u64 = 2 * SPREAD_MAX;
 
 /// Heals that are remembered: those in hand, and one that ended just now.
 const HEALS_MAX: usize = 4;

@@ -248,7 +248,7 @@ impl Client {
         let Some(c) = self.current.take() else { return };
         w.note(format!("client {me} op {} {:?} -> {answer:?}", c.op, c.fop));
         // A session's first ops after the table was lost, as at the very start, are in doubt when they are retried.
-        let doubtful = (w.tables_lost || c.op <= 65) && matches!(c.expect, Expect::Err(Errno::ENOENT)) && answer.is_ok();
+        let doubtful = (!w.tables_lost.is_empty() || c.op <= 65) && matches!(c.expect, Expect::Err(Errno::ENOENT)) && answer.is_ok();
         if !doubtful {
             self.check(me, &c, &answer, &payload);
         }

@@ -89,7 +89,7 @@ fn run(seed: u64, bricks: u64, faults: Faults) -> (u64, u64) {
     if faults == Faults::Power {
         assert_synced_survives(&history, REGISTERS, &w.cuts);
     } else {
-        assert_linearizable(&history, REGISTERS);
+        assert_linearizable(&history, REGISTERS, &w.tables_lost);
     }
     (w.trace, w.clients.iter().map(|c| c.done).sum())
 }
@@ -112,22 +112,22 @@ fn sweep(bricks: u64, faults: Faults, default: u64) {
 
 #[test]
 fn two_bricks_survive_processes_and_networks() {
-    sweep(2, Faults::Processes, 6);
+    sweep(2, Faults::Processes, 30);
 }
 
 #[test]
 fn three_bricks_survive_processes_and_networks() {
-    sweep(3, Faults::Processes, 6);
+    sweep(3, Faults::Processes, 30);
 }
 
 #[test]
 fn two_bricks_survive_power_cuts() {
-    sweep(2, Faults::Power, 6);
+    sweep(2, Faults::Power, 30);
 }
 
 #[test]
 fn three_bricks_survive_power_cuts() {
-    sweep(3, Faults::Power, 6);
+    sweep(3, Faults::Power, 30);
 }
 
 #[test]

@@ -70,8 +70,8 @@ pub struct World {
     /// A hash over everything that happened.
     pub trace: u64,
     pub verbose: bool,
-    /// A brick took the group after a restart: nobody remembers what clients were told.
-    pub tables_lost: bool,
+    /// When a brick took the group after a restart: nobody remembers what clients were told.
+    pub tables_lost: Vec<Time>,
     /// When power was cut.
     pub cuts: Vec<Time>,
     said: BTreeMap<BrickId, String>,
@@ -100,7 +100,7 @@ impl World {
             duplication: 0.0,
             clients: Vec::new(),
             trace: seed,
-            tables_lost: false,
+            tables_lost: Vec::new(),
             cuts: Vec::new(),
             said: BTreeMap::new(),
             verbose: std::env::var_os("BRICKRAFT_SIM_VERBOSE").is_some(),
@@ -342,7 +342,9 @@ impl World {
             assert_eq!(new.epoch, old.epoch + 1);
             assert!(!new.in_sync.is_empty() && new.in_sync.contains(&new.primary), "{new:?}");
             assert!(new.in_sync.iter().any(|b| old.in_sync.contains(b)), "the in-sync sets {old:?} and {new:?} have no brick in common");
-            self.tables_lost |= new.in_sync.iter().all(|b| old.incarnations.get(b) != new.incarnations.get(b)) && old.epoch > 1;
+            if new.in_sync.iter().all(|b| old.incarnations.get(b) != new.incarnations.get(b)) && old.epoch > 1 {
+                self.tables_lost.push(self.now);
+            }
             self.note(format!("commit {new:?} by {by:?}"));
             self.config = proposal.new;
             for to in self.nodes.keys().copied().collect::<Vec<_>>() {
