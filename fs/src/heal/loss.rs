@@ -40,7 +40,10 @@ pub(super) async fn is_lost(cx: &Cx, dir: Gfid, found: &NameEntry) -> Result<boo
         return Ok(false);
     }
     // A file's other names are as lost as its first. And one whose directory was lost may have been moved out of it by hand.
-    let named = { let state = cx.state(); state.restored.contains(&gfid) || state.restored.contains(&dir) };
+    let named = {
+        let state = cx.state();
+        state.restored.contains(&gfid) || state.restored.contains(&dir)
+    };
     let lost = !wire::gfids(cx.ask(HealCall::Lost { gfids: vec![gfid], named }).await?)?.is_empty();
     if lost && cx.loss == Loss::Refuse {
         cx.counts().refused = true;

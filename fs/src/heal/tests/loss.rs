@@ -146,7 +146,11 @@ fn what_has_another_under_its_name_comes_back_beside_it() {
     let (mut source, mut target) = (dir_store(&temp[0]), dir_store(&temp[1]));
     let make = |s: &mut DirStore, parent, name: &'static str, g, dir: bool| {
         let (name, mode, uid, gid) = (name.into(), 0o755, 0, 0);
-        let fop = if dir { Fop::MkDir { parent, name, gfid: g, mode, uid, gid } } else { Fop::Create { parent, name, gfid: g, mode, uid, gid, open: false } };
+        let fop = if dir {
+            Fop::MkDir { parent, name, gfid: g, mode, uid, gid }
+        } else {
+            Fop::Create { parent, name, gfid: g, mode, uid, gid, open: false }
+        };
         s.apply(&fop, &OpCtx { time: TimeSpec::default() }).expect("make it");
     };
     let (dir, file, inner) = (gfid(1, 1), gfid(2, 2), gfid(3, 3));

@@ -22,7 +22,8 @@ impl DirStore {
     /// users removed.
     fn sweep_buckets(&mut self) -> Res<()> {
         let private = Arc::clone(&self.handles.private);
-        let put_away = |(bucket, name): &(Bucket, Vec<u8>)| sys::rename(&private, &index_path(*bucket, name), &private, &swept_path(name), 0);
+        let put_away =
+            |(bucket, name): &(Bucket, Vec<u8>)| sys::rename(&private, &index_path(*bucket, name), &private, &swept_path(name), 0);
         let (mut first, mut count) = (None, 0_u64);
         for bucket in self.bitmap.set().iter().collect::<Vec<_>>() {
             for name in self.leftovers(bucket)? {
