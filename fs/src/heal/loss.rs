@@ -5,8 +5,9 @@
 //! nobody noticed. The source's index tells one from the other. A change takes the last name and the index's entry away in
 //! one, so an entry without a name (of a directory: without the directory) is none that users removed.
 //!
-//! While the plan's units run side by side such names are only remembered; they come back one at a time afterwards. Each comes
-//! back by one call ([`HealCall::Restore`]), since users change the source meanwhile.
+//! While the plan's units run side by side such names are only remembered, and come back one at a time afterwards; but one whose
+//! name is another's by now comes back elsewhere at once, before the target's loses it. Each comes back by one call
+//! ([`HealCall::Restore`]), since users change the source meanwhile.
 
 use super::calls::{ExactAttr, HealCall, HealReturn, NameEntry, Place, STRANGER};
 use super::cx::Cx;

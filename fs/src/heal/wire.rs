@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-/// Most calls under way to one brick.
+/// Most calls under way to both bricks.
 pub const WINDOW_MAX: usize = 32;
 /// How far the numbers of calls under way are apart at most: a brick that answers repeated calls from memory needs no more of it.
 pub const SPREAD_MAX: u64 = 128;
@@ -32,6 +32,7 @@ struct Queues {
     next_id: u64,
     local: VecDeque<(u64, HealCall)>,
     remote: VecDeque<(u64, HealCall)>,
+    /// Calls without an answer.
     open: BTreeSet<u64>,
     returned: BTreeMap<u64, HealResult>,
     locked: bool,
@@ -71,7 +72,6 @@ impl Wire {
         std::future::poll_fn(|_| {
             let mut q = self.queues();
             let Some(result) = q.returned.remove(&id) else { return Poll::Pending };
-            q.open.remove(&id);
             q.progress = true;
             Poll::Ready(result)
         })
@@ -110,6 +110,8 @@ impl Wire {
 
     pub fn put_return(&self, id: u64, result: HealResult) {
         let mut q = self.queues();
+        // From now on it holds up nobody, also if the part that asked is not polled, or is gone.
+        q.open.remove(&id);
         q.returned.insert(id, result);
         q.progress = true;
     }

@@ -43,7 +43,7 @@ impl<S: Disk> ReplicaCore<S> {
             return;
         }
         let all = self.group.members.iter().all(|b| self.group.in_sync.contains(b));
-        let quiet = self.p.serving && self.p.join.is_none() && self.p.repair.is_none() && self.p.suspects.is_empty();
+        let quiet = self.p.serving && !self.p.lost_some && self.p.join.is_none() && self.p.repair.is_none() && self.p.suspects.is_empty();
         let due = now.since(self.p.checkpoint_at) >= self.timing.checkpoint;
         if !all || !quiet || !due || self.store.dirty().is_empty() {
             return;

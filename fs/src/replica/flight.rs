@@ -231,7 +231,7 @@ impl<S: Disk> ReplicaCore<S> {
         self.settle(seq);
     }
 
-    /// A file without a name is on the bricks that were in sync when it lost it; one that joined later need not have it.
+    /// A file without a name may be missing on a brick that joined when such files were not healed yet.
     fn forgive_missing_orphan(&mut self, seq: u64) {
         let Some(f) = self.p.flights.get(&seq) else { return };
         let lacks: Vec<_> = f.refused.iter().filter(|(_, e)| **e == Errno::ENOENT).map(|(&b, _)| b).collect();

@@ -5,7 +5,7 @@ use super::{Disk, ReplicaCore, Role};
 use crate::fop::Errno;
 use crate::heal::{HealCall, HealResult, HealReturn, SPREAD_MAX};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Answers are kept of calls up to this far below the newest; a healer waits for all that are older.
 const ANSWERS_MAX: u64 = 2 * SPREAD_MAX;
@@ -19,16 +19,20 @@ pub(super) struct HealServer {
     heals: BTreeMap<(u64, u64), BTreeMap<u64, Bytes>>,
     /// Heals below this one are over.
     floor: (u64, u64),
+    /// Others that were forgotten to make room, so are over too.
+    forgotten: BTreeSet<(u64, u64)>,
 }
 
 impl HealServer {
     /// The answers of a heal; `None`: it is over.
     fn of(&mut self, heal: (u64, u64)) -> Option<&mut BTreeMap<u64, Bytes>> {
         if !self.heals.contains_key(&heal) && self.heals.len() >= HEALS_MAX {
-            let (oldest, _) = self.heals.pop_first()?;
-            self.over((oldest.0, oldest.1 + 1));
+            // Not the one at the floor: that one is in hand, and may last (a scrub, with repairs beside it).
+            let oldest = self.heals.keys().copied().find(|h| *h != self.floor)?;
+            self.heals.remove(&oldest);
+            self.forgotten.insert(oldest);
         }
-        (heal >= self.floor).then(|| self.heals.entry(heal).or_default())
+        (heal >= self.floor && !self.forgotten.contains(&heal)).then(|| self.heals.entry(heal).or_default())
     }
 
     /// Heals below `floor` are over. **Invariant**: nothing of a heal that was given up is executed after anything that
@@ -37,6 +41,7 @@ impl HealServer {
         if floor > self.floor {
             self.floor = floor;
             self.heals = self.heals.split_off(&floor);
+            self.forgotten = self.forgotten.split_off(&floor);
         }
     }
 }
@@ -99,7 +104,8 @@ mod tests {
         for heal in 3..=2 + HEALS_MAX as u64 {
             assert!(server.of((4, heal)).is_some());
         }
-        assert!(server.of((4, 2)).is_none(), "forgotten, so over");
+        assert!(server.of((4, 2)).is_some(), "the one at the floor is in hand");
+        assert!(server.of((4, 3)).is_none(), "forgotten, so over");
         assert!(server.of((5, 1)).is_some(), "a new epoch counts anew");
     }
 }

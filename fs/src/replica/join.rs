@@ -201,9 +201,11 @@ impl<S: Disk> ReplicaCore<S> {
         }
         // What this brick lost behind its back is not to be lost at the other one too. A third one in sync is asked first, since it
         // has the newer version; what is lost after that, it lacks too.
-        let loss = if self.others().is_empty() || self.p.compared.take() == Some(from) { Loss::Restore } else { Loss::Refuse };
+        let compared = self.p.compared.take_if(|b| *b == from).is_some();
+        let loss = if self.others().is_empty() || compared { Loss::Restore } else { Loss::Refuse };
         if let Err(e) = self.store.heal_swept(true) {
-            self.note_damage(format!("cannot put back what has no name: {e}"));
+            // What is not known to be lost would be taken away.
+            return self.note_damage(format!("cannot put back what has no name, so brick {from} is not healed: {e}"));
         }
         tracing::info!(brick = from, partial, mark = self.meta.synced_epoch, buckets = ?plan.buckets, "heal begins");
         // A brick that comes back goes before a scrub.
@@ -423,10 +425,6 @@ impl<S: Disk> ReplicaCore<S> {
             tracing::info!(brick = j.brick, taken, "heal ends with the epoch");
             if taken {
                 self.heal_full = false;
-                if std::mem::take(&mut self.p.lost_some) {
-                    // Others in sync may have what was lost, or lack what came back.
-                    self.begin_scrub();
-                }
                 // So that the full heal that a missing mark means is soon behind us.
                 self.p.checkpoint_at = Time(0);
             }

@@ -143,6 +143,11 @@ impl<S: Disk> ReplicaCore<S> {
         self.asks_in_new_epoch();
         self.take_over_in_new_epoch();
         self.p.checkpoint = None;
+        self.p.compared = None;
+        if self.p.lost_some {
+            // Others in sync may have what was lost, or lack what came back.
+            self.begin_scrub();
+        }
         self.flights_in_new_epoch();
     }
 

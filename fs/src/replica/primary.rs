@@ -55,8 +55,10 @@ pub(super) struct Primary {
     pub scrub: Option<Scrub>,
     /// The brick for whose sake this one was made whole from the others in sync.
     pub compared: Option<BrickId>,
-    /// This brick has objects without a name: a scrub follows the heal in hand.
+    /// This brick has objects without a name, or got names back: a scrub follows the heal in hand, and no checkpoint comes before it.
     pub lost_some: bool,
+    /// Scrubs that were given up, one after the other.
+    pub scrubs_failed: u32,
     pub checkpoint: Option<Checkpoint>,
     pub checkpoint_at: Time,
     pub checkpoints: u64,

@@ -11,6 +11,8 @@ use crate::heal::{Direction, HealCall, HealPlan, HealResult, Healer, Step, heal_
 use brickraft_engine::types::Time;
 use std::collections::VecDeque;
 
+/// So often a scrub that goes before a heal may be given up.
+const FAILED_MAX: u32 = 3;
 /// Suspects that are looked at in one freeze.
 const PORTION: usize = 64;
 
@@ -91,13 +93,18 @@ impl<S: Disk> ReplicaCore<S> {
         let step = self.step_scrub(&mut s);
         self.heal_busy |= step == Some(Step::More);
         let Some(step) = step else {
-            self.p.compared = s.goes_first;
+            // What cannot be compared must not keep a brick away for ever.
+            self.p.scrubs_failed += 1;
+            if self.p.scrubs_failed >= FAILED_MAX {
+                (self.p.compared, self.p.lost_some) = (s.goes_first, false);
+            }
             return true;
         };
         let moved = step == Step::Finished && self.next_scrub_stage(&mut s);
         if moved || step != Step::Finished {
             self.p.scrub = Some(s);
         } else {
+            (self.p.scrubs_failed, self.p.lost_some) = (0, false);
             self.p.compared = s.goes_first.filter(|_| !s.left_out || s.healed == 0);
         }
         moved

@@ -227,3 +227,22 @@ fn a_disk_that_fails_ends_the_heal() {
     };
     assert_eq!(ended, Some(Err(Errno::ENOSPC)));
 }
+
+/// Parts of a heal that have their answers, but are not looked at for a while, hold up nobody: here links of files, while many
+/// directories beside them are made.
+#[test]
+fn a_directory_of_files_and_many_directories_is_made() {
+    let mut source = Model::new();
+    let mut target = Model::new();
+    for n in 0..4 {
+        let g = gfid(1, n + 1);
+        source.heal_make(g, FileKind::File, 0, None).unwrap();
+        source.heal_link(Gfid::ROOT, format!("a{n}").as_bytes(), g).unwrap();
+    }
+    for n in 0..250 {
+        source.heal_place_dir(gfid(2 + n % 6, n), Gfid::ROOT, format!("d{n:03}").as_bytes()).unwrap();
+    }
+    let p = heal_all(&mut source, &mut target);
+    assert_equal(&source, &target, 0);
+    assert_eq!(p.unresolved, 0);
+}

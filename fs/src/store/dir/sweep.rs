@@ -102,23 +102,26 @@ impl DirStore {
         if !self.has_swept {
             return Ok(());
         }
-        let private = Arc::clone(&self.handles.private);
-        for name in sys::list_all(&sys::open_dir(&private, b"swept")?)? {
-            let gfid = parse(name.strip_suffix(b".dir").unwrap_or(&name)).filter(|_| keep);
-            if let Some(gfid) = gfid {
-                self.mark(&[gfid.bucket()])?;
-                match sys::rename(&private, &swept_path(&name), &private, &index_path(gfid.bucket(), &name), RENAME_NOREPLACE) {
-                    Err(Errno::EEXIST) => {}
-                    other => {
-                        other?;
-                        continue;
-                    }
-                }
-            }
-            sys::unlink(&private, &swept_path(&name))?;
+        let names = sys::list_all(&sys::open_dir(&self.handles.private, b"swept")?)?;
+        let failed = names.iter().filter_map(|name| self.end_sweep_of(name, keep).err()).last();
+        if let Some(e) = failed {
+            return Err(e);
         }
         (self.has_swept, self.listing) = (false, None);
         Ok(())
+    }
+
+    fn end_sweep_of(&mut self, name: &[u8], keep: bool) -> Res<()> {
+        let (from, gfid) = (swept_path(name), parse(name.strip_suffix(b".dir").unwrap_or(name)));
+        if let Some(gfid) = gfid.filter(|_| keep) {
+            self.mark(&[gfid.bucket()])?;
+            let to = index_path(gfid.bucket(), name);
+            match self.handles.in_bucket(gfid, |private| sys::rename(private, &from, private, &to, RENAME_NOREPLACE)) {
+                Err(Errno::EEXIST) => {}
+                other => return other,
+            }
+        }
+        sys::unlink(&self.handles.private, &from)
     }
 }
 
