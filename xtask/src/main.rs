@@ -49,13 +49,19 @@ const CONTAINER_PACKAGES: &[&str] = &[
 /// The file system exercisers that the mounts are tested with.
 const TOOLS: &[(&str, &str)] = &[("fsx", "0.3.2"), ("pjdfstest", "0.2.2")];
 
+const USAGE: &str = "usage: cargo xtask test [FILTER...] | setup | suites [etcd-client|etcd3]";
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|a| a == "--help" || a == "-h") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let result = match args.first().map(String::as_str) {
         Some("test") => test(&args[1..]),
         Some("setup") => setup(),
         Some("suites") => run_suites(&args[1..]),
-        _ => Err(anyhow::anyhow!("usage: cargo xtask test [FILTER...] | setup | suites [etcd-client|etcd3]")),
+        _ => Err(anyhow::anyhow!("{USAGE}")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
