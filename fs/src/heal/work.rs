@@ -156,11 +156,14 @@ async fn heal_bucket(cx: &Cx, bucket: Bucket) -> Result<(), Errno> {
             (s, t) => s.or(t).ok_or(wire::PROTOCOL)?,
         };
         let in_source = source.take(gfid);
-        if in_source.as_ref().is_some_and(|o| o.as_ref().is_none_or(has_no_name)) {
-            cx.counts().lost_some = true;
-        }
+        let nameless = in_source.as_ref().is_some_and(|o| o.as_ref().is_none_or(has_no_name));
+        cx.counts().lost_some |= nameless;
         let s = in_source.flatten();
         let in_target = target.take(gfid);
+        if nameless && in_target.is_none() {
+            // Nobody would find it there.
+            continue;
+        }
         let stale = in_target.as_ref().is_some_and(Option::is_none);
         let t = in_target.flatten();
         if s.is_none() && stale {

@@ -110,7 +110,7 @@ impl DirStore {
         let bitmap = Bitmap::open(&private, &private_path)?;
         let data = DataPath::new().map_err(io_error(&path, "make the ring for data"))?;
         let handles = Handles::new(root, private);
-        let mut store = Self { path: path.clone(), index, meta, bitmap, handles, kept: BTreeSet::new(), has_orphans: true, has_swept: true, data, listing: None, latched: false };
+        let mut store = Self { path: path.clone(), index, meta, bitmap, handles, kept: BTreeSet::new(), has_orphans: true, has_swept: true, unswept: BTreeSet::new(), data, listing: None, latched: false };
         store.sweep().map_err(errno_error(&path, "put away what an interrupted change left"))?;
         Ok(store)
     }

@@ -42,6 +42,8 @@ pub struct DirStore {
     has_orphans: bool,
     /// Whether `.brickraft/swept` may hold something.
     has_swept: bool,
+    /// What went back from there into the index.
+    unswept: BTreeSet<Gfid>,
     data: data::DataPath,
     /// The gfids of the bucket that heal is listing.
     listing: Option<(Bucket, Vec<Gfid>)>,
@@ -126,7 +128,7 @@ impl BrickStore for DirStore {
             return Err(Errno::EIO);
         }
         // All bricks are the same: nobody will ask for it.
-        if let Err(e) = self.end_sweep(false) {
+        if let Err(e) = self.end_sweep(false).and_then(|()| self.drop_unswept()) {
             tracing::warn!(path = %self.path.display(), error = %e, "cannot remove what was put away in .brickraft/swept");
         }
         self.bitmap.replace(keep).map_err(|e| {

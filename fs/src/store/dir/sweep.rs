@@ -4,6 +4,7 @@ use super::DirStore;
 use super::handles::{bucket_path, leaf_path, orphan_path, swept_path};
 use super::sys::{self, Res};
 use crate::fop::{Bucket, Errno, Gfid, RENAME_NOREPLACE};
+use crate::heal::HealStore;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -111,6 +112,16 @@ impl DirStore {
         Ok(())
     }
 
+    /// What went back into the index and found no name goes: no brick has one for it.
+    pub(super) fn drop_unswept(&mut self) -> Res<()> {
+        for gfid in std::mem::take(&mut self.unswept) {
+            if self.heal_lost(gfid, false)? {
+                self.heal_remove(gfid)?;
+            }
+        }
+        Ok(())
+    }
+
     fn end_sweep_of(&mut self, name: &[u8], keep: bool) -> Res<()> {
         let (from, gfid) = (swept_path(name), parse(name.strip_suffix(b".dir").unwrap_or(name)));
         if let Some(gfid) = gfid.filter(|_| keep) {
@@ -118,7 +129,10 @@ impl DirStore {
             let to = index_path(gfid.bucket(), name);
             match self.handles.in_bucket(gfid, |private| sys::rename(private, &from, private, &to, RENAME_NOREPLACE)) {
                 Err(Errno::EEXIST) => {}
-                other => return other,
+                other => {
+                    self.unswept.insert(gfid);
+                    return other;
+                }
             }
         }
         sys::unlink(&self.handles.private, &from)
