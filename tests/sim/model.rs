@@ -32,9 +32,9 @@ impl Register {
         self.acked.max(self.seen)
     }
 
-    /// The latest place from `floor` on at which the block had `value`.
+    /// The earliest place from `floor` on at which the block had `value`: zeros come more than once, and a late answer may be old.
     pub fn place(&self, value: u64, floor: usize) -> Option<usize> {
-        (floor..self.history.len()).rev().find(|&p| self.history[p] == value)
+        (floor..self.history.len()).find(|&p| self.history[p] == value)
     }
 
     pub fn attempt(&mut self, value: u64) -> usize {
