@@ -8,7 +8,7 @@ impl<S: Disk> ReplicaCore<S> {
     pub(super) fn on_admin(&mut self, id: u64, request: AdminRequest) {
         match request {
             AdminRequest::Info => {}
-            AdminRequest::Scrub => self.begin_scrub(),
+            AdminRequest::Scrub => self.begin_scrub(None),
             AdminRequest::Heal => {
                 for brick in self.group.members.clone() {
                     if brick != self.brick {
@@ -19,7 +19,7 @@ impl<S: Disk> ReplicaCore<S> {
             AdminRequest::HealFull => {
                 // Of bricks out of sync: the next heal compares everything. Of those in sync: a scrub does.
                 self.heal_full = self.group.members.len() > self.group.in_sync.len();
-                self.begin_scrub();
+                self.begin_scrub(None);
             }
         }
         let info = self.info();

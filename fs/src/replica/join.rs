@@ -186,6 +186,9 @@ impl<S: Disk> ReplicaCore<S> {
                 return;
             }
         }
+        if self.p.scrub.as_ref().is_some_and(|s| s.goes_first.is_some()) {
+            return;
+        }
         let Some(mut dirty) = BucketSet::from_bytes(payload) else { return };
         let recorded = self.group.incarnations.get(&from).copied().unwrap_or(0);
         let partial = !self.heal_full && identity.synced_epoch == self.meta.synced_epoch && identity.held == recorded;
@@ -196,9 +199,6 @@ impl<S: Disk> ReplicaCore<S> {
             HealPlan::full()
         };
         plan.nameless = self.store.orphans().unwrap_or_default();
-        if self.p.scrub.as_ref().is_some_and(|s| s.goes_first.is_some()) {
-            return;
-        }
         // What this brick lost behind its back is not to be lost at the other one too. A third one in sync is asked first, since it
         // has the newer version; what is lost after that, it lacks too.
         let compared = self.p.compared.take_if(|b| *b == from).is_some();
@@ -318,10 +318,7 @@ impl<S: Disk> ReplicaCore<S> {
         match outcome {
             Some(Err(_)) if progress.refused => {
                 self.note_damage(format!("names are gone from this brick's directory; it is compared before brick {} is healed", j.brick));
-                self.begin_scrub();
-                if let Some(s) = &mut self.p.scrub {
-                    s.goes_first = Some(j.brick);
-                }
+                self.begin_scrub(Some(j.brick));
                 return None;
             }
             Some(Err(e)) => {

@@ -138,16 +138,12 @@ impl<S: Disk> ReplicaCore<S> {
         let in_sync = self.group.in_sync.clone();
         self.p.suspects.retain(|b, _| in_sync.contains(b));
         self.p.failed = None;
-        self.p.scrub = None;
         self.join_in_new_epoch();
         self.asks_in_new_epoch();
         self.take_over_in_new_epoch();
         self.p.checkpoint = None;
+        self.p.scrub = None;
         self.p.compared = None;
-        if self.p.lost_some {
-            // Others in sync may have what was lost, or lack what came back.
-            self.begin_scrub();
-        }
         self.flights_in_new_epoch();
     }
 

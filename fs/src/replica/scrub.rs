@@ -64,7 +64,8 @@ impl Scrub {
 
 impl<S: Disk> ReplicaCore<S> {
     /// Begins a scrub, unless one runs, a brick is being healed, or there is nobody to compare with.
-    pub(super) fn begin_scrub(&mut self) {
+    /// `goes_first`: see there.
+    pub(super) fn begin_scrub(&mut self, goes_first: Option<BrickId>) {
         if self.role != Role::Primary || !self.p.serving || self.p.join.is_some() || self.p.scrub.is_some() {
             return;
         }
@@ -83,7 +84,7 @@ impl<S: Disk> ReplicaCore<S> {
             began: self.now,
             frozen_at: self.now,
             healed: 0,
-            goes_first: None,
+            goes_first,
             left_out: false,
         });
     }
@@ -208,6 +209,10 @@ impl<S: Disk> ReplicaCore<S> {
     }
 
     pub(super) fn tick_scrub(&mut self) {
+        if self.p.lost_some && self.p.scrub.is_none() {
+            // Others in sync may have what was lost, or lack what came back.
+            self.begin_scrub(None);
+        }
         let Some(s) = &mut self.p.scrub else { return };
         let route = HealRoute { to: s.peer, attempt: 0, heal: s.heal };
         for (id, call) in overdue(&mut s.calls, self.now, self.timing.retransmit) {
