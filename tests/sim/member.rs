@@ -272,9 +272,9 @@ impl World {
             return;
         }
         self.observe_configs(i);
-        let (crossing, life) = (self.crossing(), self.nodes[i].life);
+        let crossing = self.crossing();
         let at = self.now.after(crossing).max(self.nodes[i].news);
         self.nodes[i].news = at;
-        self.post(at, Event::BricksTold { node: i, life, told: Told::View(told, anew) });
+        self.tell_bricks(i, Told::View(told, anew), at.since(self.now));
     }
 }

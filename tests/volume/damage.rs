@@ -95,12 +95,13 @@ fn all_names_of_the_secondary_are_removed() {
 /// must not be taken for removed by users when the other one comes back, and be removed there too.
 fn removed_alone(restart: bool) {
     let (mut lab, tree) = with_tree();
-    let (primary, other) = (lab.primary(), 1 - lab.primary());
+    let primary = lab.primary();
+    let other = 1 - primary;
     lab.hosts[other].kill();
     wait_for("the primary is alone", HEAL, || (!lab.states().iter().any(|s| s == "in sync")).then_some(()));
     let mnt = lab.hosts[2].mount("h1,h2", "rep", "mnt");
     // What users change meanwhile counts: a file that goes must not come back.
-    let files: Vec<_> = tree::files(&tree);
+    let files = tree::files(&tree);
     let (gone, rewritten) = (&files[0], &files[1]);
     let content = writer::content(7);
     fs::remove_file(mnt.join("tree").join(gone)).expect("remove a file");
@@ -142,9 +143,10 @@ fn all_names_of_the_primary_are_removed_while_one_of_three_is_away() {
     let create = ["volume", "create", "rep", "replica", "3", &bricks[0], &bricks[1], &bricks[2]];
     lab.hosts[0].ok(&create);
     lab.hosts[0].ok(&["volume", "start", "rep"]);
-    lab.whole();
+    lab.whole_with(3);
     let tree = tree::stage(&lab.hosts[2].dir, OBJECTS);
-    let (primary, away) = (lab.primary(), usize::from(lab.primary() == 0));
+    let primary = lab.primary();
+    let away = usize::from(primary == 0);
     let mnt = lab.hosts[2].mount("h3", "rep", "mnt");
     run(command(["cp", "-a"]).arg(&tree).arg(mnt.join("before")));
     lab.hosts[away].kill();
@@ -153,7 +155,7 @@ fn all_names_of_the_primary_are_removed_while_one_of_three_is_away() {
     lab.hosts[2].unmount("mnt");
     lab.remove_all(primary, false);
     lab.hosts[away].start();
-    lab.whole();
+    lab.whole_with(3);
     for host in &lab.hosts {
         for copy in ["before", "meanwhile"] {
             tree::assert_same(host, &tree, &host.dir.join("disk/brick").join(copy));

@@ -256,14 +256,20 @@ impl Lab {
         bricks.iter().map(|b| b["state"].as_str().unwrap_or("?").to_owned()).collect()
     }
 
-    /// Waits until all bricks of `rep` are in sync.
+    /// Waits until both bricks of `rep` are in sync.
     #[track_caller]
     pub fn whole(&self) {
+        self.whole_with(2);
+    }
+
+    /// The same with as many bricks.
+    #[track_caller]
+    pub fn whole_with(&self, bricks: usize) {
         let mut last = Vec::new();
         let started = std::time::Instant::now();
         loop {
             last.clone_from(&self.states());
-            if last.len() >= 2 && last.iter().all(|s| s == "primary" || s == "in sync") {
+            if last.len() == bricks && last.iter().all(|s| s == "primary" || s == "in sync") {
                 return;
             }
             assert!(started.elapsed() < HEAL, "bricks are not in sync: {last:?}");

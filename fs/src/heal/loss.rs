@@ -12,11 +12,9 @@
 use super::calls::{ExactAttr, HealCall, HealReturn, NameEntry, Place, STRANGER};
 use super::cx::Cx;
 use super::tree::{heal_entries, link, take_away};
-use super::wire;
+use super::wire::{self, Part};
 use crate::fop::{Errno, Gfid, NAME_BYTES_MAX};
 use bytes::Bytes;
-use std::future::Future;
-use std::pin::Pin;
 
 /// How often a name is tried again that something came in the way of.
 const TRIES_MAX: usize = 4;
@@ -98,12 +96,12 @@ pub(super) async fn bring_back(cx: &Cx, dir: Gfid, found: &NameEntry) -> Result<
     };
     // Users may have removed the directory that it was in, or made something else of its name.
     let parent = if cx.stat(cx.source, dir).await?.is_some() { dir } else { Gfid::ROOT };
-    let other = Bytes::from([&found.name[..found.name.len().min(NAME_BYTES_MAX - 33)], b".", gfid.to_string().as_bytes()].concat());
     let mut name = found.name.clone();
     let call = |name: &Bytes| cx.ask(HealCall::Restore { parent, name: name.clone(), gfid, dir: attrs.clone() });
     match call(&name).await {
         Err(Errno::EEXIST) => {
-            name = other;
+            let begin = &found.name[..found.name.len().min(NAME_BYTES_MAX - 33)];
+            name = [begin, b".", gfid.to_string().as_bytes()].concat().into();
             wire::done(call(&name).await?)?;
         }
         done => wire::done(done?)?,
@@ -120,8 +118,6 @@ pub(super) async fn bring_back(cx: &Cx, dir: Gfid, found: &NameEntry) -> Result<
     }
     Ok(same_place)
 }
-
-type Part<'a> = Pin<Box<dyn Future<Output = Result<(), Errno>> + Send + 'a>>;
 
 /// [`heal_entries`], which comes by here.
 fn names_below(cx: &Cx, dir: Gfid) -> Part<'_> {

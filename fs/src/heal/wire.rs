@@ -122,7 +122,7 @@ impl Wire {
     }
 }
 
-type Part<'a> = Pin<Box<dyn Future<Output = Result<(), Errno>> + Send + 'a>>;
+pub(super) type Part<'a> = Pin<Box<dyn Future<Output = Result<(), Errno>> + Send + 'a>>;
 
 /// Parts of a heal that run side by side, at most `max` of them.
 pub(super) struct Window<'a> {

@@ -1,6 +1,6 @@
 //! What somebody removed in the source's directory while the target was away comes back; what users removed does not.
 
-use super::stores::{Changes, assert_same, dir_store, heal_with, picture};
+use super::stores::{Changes, assert_same, assert_same_pictures, dir_store, heal_with, picture};
 use super::*;
 use crate::fop::{Fop, TimeSpec};
 use crate::store::{BrickStore, DirStore, OpCtx};
@@ -30,10 +30,7 @@ fn assert_same_names(a: &mut DirStore, b: &mut DirStore, seed: u64) {
         all.retain(|g, _| *g == Gfid::ROOT || names.contains(g));
         all
     };
-    let (a, b) = (named(a), named(b));
-    for g in a.keys().chain(b.keys()) {
-        assert_eq!(a.get(g), b.get(g), "seed {seed}: object {g}");
-    }
+    assert_same_pictures(&named(a), &named(b), seed);
 }
 
 /// Two equal bricks; then the source changes by itself, and loses every name. What it had at each point.

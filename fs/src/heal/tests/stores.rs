@@ -129,7 +129,10 @@ pub(super) fn picture(store: &mut impl HealStore) -> Picture {
 }
 
 pub(super) fn assert_same(a: &mut impl HealStore, b: &mut impl HealStore, seed: u64) {
-    let (a, b) = (picture(a), picture(b));
+    assert_same_pictures(&picture(a), &picture(b), seed);
+}
+
+pub(super) fn assert_same_pictures(a: &Picture, b: &Picture, seed: u64) {
     for g in a.keys().chain(b.keys()) {
         assert_eq!(a.get(g), b.get(g), "seed {seed}: object {g}");
     }

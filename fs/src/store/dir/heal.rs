@@ -260,10 +260,13 @@ impl HealStore for DirStore {
             Err(Errno::ENOENT) => {}
             Err(e) => return Err(e),
         }
-        match self.handles.places(gfid).and_then(|_| self.heal_stat(gfid)) {
-            Ok(_) => Ok(false),
-            Err(Errno::ENOENT) => Ok(self.handles.places(gfid).is_ok()),
-            Err(e) => Err(e),
+        match self.handles.places(gfid) {
+            Err(Errno::ENOENT) => return Ok(false),
+            other => other?,
+        };
+        match self.heal_stat(gfid) {
+            Err(Errno::ENOENT) => Ok(true),
+            other => other.map(|_| false),
         }
     }
 

@@ -13,9 +13,7 @@ impl DirStore {
     pub(super) fn sweep(&mut self) -> Res<()> {
         self.sweep_tmp()?;
         self.sweep_orphans()?;
-        self.sweep_buckets()?;
-        self.has_swept = !sys::list_all(&sys::open_dir(&self.handles.private, b"swept")?)?.is_empty();
-        Ok(())
+        self.sweep_buckets()
     }
 
     /// Changes are made one at a time, so one that was interrupted left one object, which goes. More of them are the work of a
@@ -128,11 +126,12 @@ impl DirStore {
             self.mark(&[gfid.bucket()])?;
             let to = index_path(gfid.bucket(), name);
             match self.handles.in_bucket(gfid, |private| sys::rename(private, &from, private, &to, RENAME_NOREPLACE)) {
-                Err(Errno::EEXIST) => {}
-                other => {
+                Ok(()) => {
                     self.unswept.insert(gfid);
-                    return other;
+                    return Ok(());
                 }
+                Err(Errno::EEXIST) => {}
+                Err(e) => return Err(e),
             }
         }
         sys::unlink(&self.handles.private, &from)
