@@ -4,8 +4,8 @@ use super::codec::{Current, Logged, META, META_HISTORY, META_MEMBERSHIP, META_ST
 use super::current::{self, Found, Keys};
 use super::error::StoreError;
 use super::history::{Account, History};
+use super::keys::KeyHash;
 use super::known::Known;
-use super::overlay::KeyHash;
 use super::read::{Numbers, Span};
 use super::runs::{OldVersion, OldVersions};
 use super::types::Keyspace;

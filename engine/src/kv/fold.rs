@@ -63,7 +63,7 @@ pub(super) struct Folded {
     pub state: State,
     pub committed: Committed,
     /// The keys of both key spaces.
-    pub written: [Written; 2],
+    pub written: [Option<Written>; 2],
 }
 
 /// A checkpoint's transactions: all but the last are held in memory, to become durable with the last, or not at all.
@@ -165,7 +165,7 @@ pub(super) fn fold(
         }
     }
     steps.commit()?;
-    Ok(Folded { state, committed, written: written.map(Option::unwrap_or_default) })
+    Ok(Folded { state, committed, written })
 }
 
 fn fold_keyspace(
@@ -184,12 +184,10 @@ fn fold_keyspace(
     let used = &mut state.used_bytes;
     let keys = recent.in_order();
     let mut superseded = Superseded::new(recent);
-    let mut written = Written::with_capacity(keys.len());
     for some in keys.chunks(STEP_KEYS) {
         let mut tables = Tables::open(steps.txn()?, keyspace, used, sizes, appender)?;
         let last = recent.last_of_all(some);
         let dirtied = Merger::new(&mut tables.current, tables.used).merge(&last)?;
-        last.iter().for_each(|change| written.push(change));
         let indexed = superseded.write(&mut tables, recent, &last)?;
         drop(tables);
         steps.worked(some.len(), dirtied + indexed)?;
@@ -211,7 +209,7 @@ fn fold_keyspace(
         *left = left.saturating_sub(looked.max(1));
         numbers.collected = collected;
     }
-    Ok(Some(written))
+    Ok(Some(Written::new(recent)))
 }
 
 /// Puts records that come in order into blocks of a table.

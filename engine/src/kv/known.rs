@@ -2,69 +2,55 @@
 //!
 //! A put needs the numbers of the version that it supersedes. For the first put of a key after a checkpoint they are in the file,
 //! where looking them up takes longer than the put itself. Keys that changed lately are those that will change next: so what the last
-//! two checkpoints knew of them is kept.
+//! checkpoints knew of them is kept.
 
-use super::overlay::{Change, KeyHash, Latest, Places, ShortKey};
+use super::keys::{KeyHash, Keys};
+use super::overlay::Recent;
 use super::read::Numbers;
 use std::sync::Arc;
 
 /// Checkpoints whose keys are kept. (With puts at random among 100,000 keys, and checkpoints of 135,000 changes, one would leave 4 to 14 of 100
-/// puts to the file, two leave 1 to 4.)
-const CHECKPOINTS: usize = 2;
+/// puts to the file, two leave 1 to 4, three less than 1.)
+const CHECKPOINTS: usize = 3;
 
 /// The keys that one checkpoint wrote. They take some 80 bytes each, besides their own if they are long.
-#[derive(Debug, Default)]
-pub(super) struct Written {
-    /// Those of which [`Version`] has the beginning only.
-    keys: Vec<u8>,
-    versions: Vec<Version>,
-    /// In `versions`.
-    places: Places,
-}
-
 #[derive(Debug)]
-#[repr(align(64))]
-struct Version {
-    latest: Latest,
-    /// In `keys`.
-    start: usize,
+pub(super) struct Written {
+    keys: Arc<Keys>,
+    /// Those of which [`Keys`] has the beginning only, one behind the other.
+    long: Vec<u8>,
+    /// Where each key begins in `long`; nothing at all if none is in there.
+    starts: Vec<usize>,
 }
-
-const _: () = assert!(size_of::<Version>() == 64);
 
 impl Written {
-    pub(super) fn with_capacity(keys: usize) -> Self {
-        Self { keys: Vec::new(), versions: Vec::with_capacity(keys), places: Places::with_capacity(keys) }
+    /// Of what a checkpoint writes.
+    pub(super) fn new(recent: &Recent) -> Self {
+        let keys = recent.shared_keys();
+        let (mut long, mut starts) = (Vec::new(), Vec::new());
+        if keys.iter().any(|entry| entry.is_cut()) {
+            for (place, entry) in (0..).zip(keys.iter()) {
+                starts.push(long.len());
+                if entry.is_cut() {
+                    long.extend_from_slice(recent.key(place));
+                }
+            }
+        }
+        Self { keys, long, starts }
     }
 
-    /// The last change of a key that is not in here yet.
-    pub(super) fn push(&mut self, change: &Change) {
-        let (latest, start) = (Latest::of(change), self.keys.len());
-        if latest.key.is_cut() {
-            self.keys.extend_from_slice(&change.key);
-        }
-        self.places.insert(KeyHash::of(&change.key), u32::try_from(self.versions.len()).unwrap_or(u32::MAX));
-        self.versions.push(Version { latest, start });
+    /// From the beginning of a key that is cut.
+    fn long(&self, place: u32) -> &[u8] {
+        self.starts.get(place as usize).map_or(&[], |&start| &self.long[start..])
     }
 
     fn warm(&self, hashes: &[KeyHash]) -> Vec<KeyHash> {
-        let (likely, left) = self.places.likely(hashes);
-        let versions: Vec<&Version> = likely.iter().map(|&at| &self.versions[at as usize]).collect();
-        let mut sum = versions.iter().fold(0, |sum: u64, version| sum.wrapping_add(version.latest.main));
-        for version in versions.iter().filter(|version| version.latest.key.is_cut()) {
-            sum = sum.wrapping_add(self.keys.get(version.start).copied().map_or(0, u64::from));
-        }
-        std::hint::black_box(sum);
-        left
+        self.keys.warm(hashes, |place| self.long(place).first().copied().unwrap_or(0))
     }
 
     fn get(&self, key: &[u8], hash: KeyHash) -> Option<Option<Numbers>> {
-        let short = ShortKey::of(key);
-        let is_it = |at: u32| {
-            let Version { latest, start } = &self.versions[at as usize];
-            latest.key == short && (!short.is_cut() || self.keys[*start..start + key.len()] == *key)
-        };
-        self.places.find(hash, is_it).map(|at| self.versions[at as usize].latest.numbers())
+        let place = self.keys.find(key, hash, |place| self.long(place).starts_with(key))?;
+        Some(self.keys.at(place).numbers())
     }
 }
 
@@ -74,11 +60,9 @@ pub(super) struct Known(Vec<Arc<Written>>);
 
 impl Known {
     /// What is known after one more checkpoint.
-    pub(super) fn and(&self, written: Written) -> Self {
-        if written.versions.is_empty() {
-            return self.clone();
-        }
-        Self([Arc::new(written)].into_iter().chain(self.0.iter().cloned()).take(CHECKPOINTS).collect())
+    pub(super) fn and(&self, written: Option<Written>) -> Self {
+        let written = written.filter(|written| written.keys.len() > 0).map(Arc::new);
+        Self(written.into_iter().chain(self.0.iter().cloned()).take(CHECKPOINTS).collect())
     }
 
     /// As [`super::overlay::Recent::warm`].

@@ -61,7 +61,7 @@ impl Order {
             let mut merged = Vec::with_capacity(a.len() + b.len());
             let (mut a, mut b) = (&a[..], &b[..]);
             while let ([x, ..], [y, ..]) = (a, b) {
-                let from = if compare(x, y.head, key(y.place), key).is_lt() { &mut a } else { &mut b };
+                let from = if compare_slots(x, y, key).is_lt() { &mut a } else { &mut b };
                 merged.push(from[0]);
                 *from = &from[1..];
             }
@@ -76,7 +76,7 @@ impl Order {
     pub(super) fn all<'k>(&self, key: impl Fn(u32) -> &'k Bytes) -> Vec<u32> {
         let mut slots = self.runs.concat();
         slots.extend_from_slice(&self.tail);
-        slots.sort_by(|a, b| compare(a, b.head, key(b.place), &key));
+        slots.sort_by(|a, b| compare_slots(a, b, &key));
         slots.into_iter().map(|slot| slot.place).collect()
     }
 
@@ -91,19 +91,25 @@ impl Order {
     }
 }
 
-/// How a slot's key compares with another, whose head is known.
-fn compare<'k>(slot: &Slot, other_head: Head, other: &[u8], key: &impl Fn(u32) -> &'k Bytes) -> Ordering {
-    slot.head.cmp(&other_head).then_with(|| key(slot.place)[..].cmp(other))
+/// How a slot's key compares with another, whose head is known. The keys themselves lie all over the memory: the other one is asked for, as
+/// this one's is, only when the heads are equal.
+fn compare<'k, 'o>(slot: &Slot, other_head: Head, other: impl FnOnce() -> &'o [u8], key: &impl Fn(u32) -> &'k Bytes) -> Ordering {
+    slot.head.cmp(&other_head).then_with(|| key(slot.place)[..].cmp(other()))
+}
+
+/// How the keys of two slots compare.
+fn compare_slots<'k>(a: &Slot, b: &Slot, key: &impl Fn(u32) -> &'k Bytes) -> Ordering {
+    compare(a, b.head, || key(b.place), key)
 }
 
 fn sort<'k>(slots: &mut [Slot], key: &impl Fn(u32) -> &'k Bytes) {
-    slots.sort_unstable_by(|a, b| compare(a, b.head, key(b.place), key));
+    slots.sort_unstable_by(|a, b| compare_slots(a, b, key));
 }
 
 fn within<'o, 'k>(run: &'o [Slot], (from, to): Bounds<'_>, key: &impl Fn(u32) -> &'k Bytes) -> &'o [Slot] {
     let below = |bound: &[u8], or_at: bool| {
         let bound_head = head(bound);
-        run.partition_point(|slot| match compare(slot, bound_head, bound, key) {
+        run.partition_point(|slot| match compare(slot, bound_head, || bound, key) {
             Ordering::Less => true,
             Ordering::Equal => or_at,
             Ordering::Greater => false,
@@ -150,7 +156,7 @@ impl<'k, K: Fn(u32) -> &'k Bytes> InOrder<'_, K> {
         let mut best: Option<(usize, Slot)> = None;
         for (i, part) in self.parts.iter().enumerate() {
             let slot = end(part);
-            if best.is_none_or(|(_, best)| compare(&slot, best.head, (self.key)(best.place), &self.key) == wanted) {
+            if best.is_none_or(|(_, best)| compare_slots(&slot, &best, &self.key) == wanted) {
                 best = Some((i, slot));
             }
         }

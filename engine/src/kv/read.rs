@@ -6,7 +6,8 @@
 use super::base::{BaseKeyspace, Seen, Walk};
 use super::codec::{Current, Logged, Rev, damaged};
 use super::error::{ReadError, StoreError};
-use super::overlay::{Change, KeyHash, Overlay, Recent};
+use super::keys::KeyHash;
+use super::overlay::{Change, Overlay, Recent};
 use super::store::read_lock;
 use super::types::{KeyValue, Keyspace, KvError, RangeRequest, RangeResponse, SortOrder, SortTarget};
 use crate::types::Revision;

@@ -6,6 +6,7 @@ mod grpc;
 mod leader_kill;
 mod load;
 pub(crate) mod report;
+mod reserve;
 mod rest;
 mod watchers;
 mod work;
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use cluster::{Cluster, Programs, System};
 use report::{Figures, Outcome, Setting};
+use reserve::Reserve;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -23,6 +25,8 @@ use work::{Kind, WORKS, Work};
 
 /// A whole run of one work may take this and its seconds; then it counts as failed.
 const WORK_MAX: Duration = Duration::from_secs(600);
+/// A cluster mostly serves within this time, warm-up included.
+const START_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -62,8 +66,8 @@ pub(crate) struct Options {
     /// Only ours
     #[arg(long)]
     alone: bool,
-    /// GiB of memory that are touched before each system's turn: a virtual machine's host may have taken back what was free, and whoever
-    /// gets it first waits for it
+    /// GiB of memory that are touched before each system's turn, and freed in the course of it: a virtual machine's host may have taken
+    /// back what was free, and whoever gets it first waits for it
     #[arg(long, default_value_t = 0)]
     touch: usize,
     /// Where the servers' data lies, for the time of the run
@@ -168,12 +172,14 @@ async fn compare(work: &Work, options: &Options, programs: &Programs) -> Outcome
     for round in 0..rounds {
         for system in systems(options) {
             let name = programs.name(system);
-            touch(options.touch);
-            let limit = WORK_MAX + Duration::from_secs_f64(options.seconds);
+            let seconds = Duration::from_secs_f64(options.seconds);
+            let reserve = Reserve::new(options.touch, START_MAX + seconds);
+            let limit = WORK_MAX + seconds;
             let result = match tokio::time::timeout(limit, once(work, system, programs, options.seconds)).await {
                 Ok(result) => result,
                 Err(_) => Err(anyhow::anyhow!("not done after {} s", limit.as_secs())),
             };
+            drop(reserve);
             match result {
                 Ok(figures) => {
                     eprintln!(
@@ -193,14 +199,6 @@ async fn compare(work: &Work, options: &Options, programs: &Programs) -> Outcome
         }
     }
     Outcome::new(work, peer, ours, failed)
-}
-
-/// Has the machine have so many GiB of memory, and gives them back.
-fn touch(gib: usize) {
-    const PAGE_BYTES: usize = 4096;
-    let mut memory = vec![0_u8; gib << 30];
-    memory.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
-    std::hint::black_box(&memory);
 }
 
 async fn once(work: &Work, system: System, programs: &Programs, seconds: f64) -> Result<Figures> {
