@@ -10,7 +10,7 @@
 
 use super::edge::Backing;
 use fuser::{FileHandle, FopenFlags};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,8 +97,9 @@ pub(super) enum Answer<B> {
 
 #[derive(Debug)]
 struct Inner<B> {
-    /// By node.
-    files: HashMap<u64, State<B>>,
+    /// By node, in order: files are mostly opened directory by directory, with numbers close to each other, whose places in a hash table would
+    /// each be another line of memory.
+    files: BTreeMap<u64, State<B>>,
     /// The nodes of moved files, by inode number; the last is the one that names lead to.
     moved: HashMap<u64, Vec<u64>>,
     /// And back.
@@ -127,7 +128,7 @@ pub(super) struct Opens<B = Backing> {
 
 impl<B> Default for Opens<B> {
     fn default() -> Self {
-        let inner = Inner { files: HashMap::new(), moved: HashMap::new(), inodes: HashMap::new(), next: MOVED_MIN };
+        let inner = Inner { files: BTreeMap::new(), moved: HashMap::new(), inodes: HashMap::new(), next: MOVED_MIN };
         Self { inner: Mutex::new(inner), any_moved: AtomicBool::new(false), refused: AtomicBool::new(false) }
     }
 }
