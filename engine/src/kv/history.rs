@@ -113,8 +113,8 @@ impl History {
         self.storage.read(at, &mut block).map_err(|cause| StoreError::History { doing: "read", at, cause })?;
         let found = xxh3_64(&block);
         if found != sum {
-            let what = format!("history block of {len} bytes at address {at}: checksum {found:016x} instead of {sum:016x}");
-            return Err(StoreError::Damaged { table: "log", what });
+            let what = format!("block of {len} bytes at address {at}: checksum {found:016x} instead of {sum:016x}");
+            return Err(StoreError::Damaged { table: "history", what });
         }
         Ok(Cow::Owned(block))
     }
