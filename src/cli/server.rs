@@ -4,6 +4,7 @@ use super::auth_flags::AuthArgs;
 use super::etcd_flags::Unused;
 use super::tls_flags::TlsArgs;
 use crate::node::config::{AutoCompaction, DEFAULT_TOKEN, initial_cluster, url_address};
+use crate::node::join::is_member;
 use crate::node::url::Url;
 use crate::node::{Ended, Node, ServerConfig};
 use anyhow::{Context, Result, bail};
@@ -127,6 +128,8 @@ impl ServerArgs {
         if !crate::management::with_port(&self.listen_brick_addr).eq(&self.listen_brick_addr) {
             bail!("--listen-brick-addr: {} is not HOST:PORT", self.listen_brick_addr);
         }
+        // Once it is a member, nobody asks how the cluster began: as in etcd.
+        let cluster = initial_cluster(&self.initial_cluster);
         Ok(ServerConfig {
             name: self.name.clone(),
             data_dir: self.data_dir.clone(),
@@ -135,8 +138,8 @@ impl ServerArgs {
             listen_peer: listen("--listen-peer-urls", &self.listen_peer_urls)?,
             listen_metrics: listen("--listen-metrics-urls", &self.listen_metrics_urls)?,
             advertise_peer_urls: urls(&self.initial_advertise_peer_urls),
-            initial_cluster: initial_cluster(&self.initial_cluster)?,
-            join_existing: self.initial_cluster_state == "existing",
+            join_existing: self.initial_cluster_state == "existing" || cluster.is_err(),
+            initial_cluster: cluster.or_else(|e| if is_member(&self.data_dir) { Ok(Vec::new()) } else { Err(e) })?,
             token: self.initial_cluster_token.clone(),
             heartbeat: Duration::from_millis(self.heartbeat_interval),
             election_timeout: Duration::from_millis(self.election_timeout),

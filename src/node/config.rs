@@ -192,6 +192,14 @@ impl ServerConfig {
             self.request_bytes_max
         );
         ensure!(self.txn_ops_max > 0, "--max-txn-ops must be at least 1");
+        Ok(())
+    }
+
+    /// Checks what says how the cluster begins, or where it is: of no matter once this server is a member.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_beginning(&self) -> Result<()> {
         ensure!(
             !self.join_existing || self.initial_cluster.len() > 1,
             "--initial-cluster-state existing needs --initial-cluster with this member and at least one that runs"

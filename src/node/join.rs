@@ -101,6 +101,18 @@ pub fn member_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("member")
 }
 
+/// The store and the log in [`member_dir`].
+pub const STORE: &str = "kv.redb";
+/// See [`STORE`].
+pub const LOG: &str = "log";
+
+/// Whether there is a member in this directory already, or one on its way into a cluster. A start that failed before it made anything, a port
+/// being in use perhaps, left none: the next one's flags may be better.
+#[must_use]
+pub fn is_member(data_dir: &Path) -> bool {
+    path(data_dir).exists() || [STORE, LOG].iter().any(|name| member_dir(data_dir).join(name).exists())
+}
+
 /// Writes the file, durably.
 ///
 /// # Errors

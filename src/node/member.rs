@@ -88,9 +88,9 @@ async fn open(
     let dir = join::member_dir(&config.data_dir);
     let (peer_ports, client_ports) = bind(config).await?;
     let stats = SharedStats::default();
-    let store = Store::open(&dir.join("kv.redb"), CACHE_BYTES).map_err(|e| anyhow!("{e}"))?;
+    let store = Store::open(&dir.join(join::STORE), CACHE_BYTES).map_err(|e| anyhow!("{e}"))?;
     let store = Arc::new(store);
-    let io = DiskIo::open(&dir.join("log")).with_context(|| format!("open the log's directory {}", dir.join("log").display()))?;
+    let io = DiskIo::open(&dir.join(join::LOG)).with_context(|| format!("open the log's directory {}", dir.join(join::LOG).display()))?;
     let member_config = MemberConfig {
         id,
         cluster_id,
@@ -122,12 +122,19 @@ async fn open(
     }
     let _ = started.send(Ok(Started { handle: handle.clone(), id, cluster_id }));
     let removed = removal::watch(handle.clone(), who, config.data_dir.clone(), peer_tls);
+    let client_urls = config.listen_client.iter().chain(&config.listen_metrics);
+    let sockets: Vec<String> = client_urls.filter(|url| url.scheme.is_unix()).map(|url| url.address.clone()).collect();
     let run = async move {
         let result = tokio::select! {
             result = driver::run(core, inbox, transport) => result.map_err(Into::into),
             removed = removed => Err(removed),
         };
         let _ = closing.send(true);
+        for socket in sockets {
+            if let Err(e) = std::fs::remove_file(&socket) {
+                tracing::warn!(%socket, %e, "remove the socket");
+            }
+        }
         result
     };
     Ok((run, handle))
@@ -155,9 +162,12 @@ async fn plan(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<Plan> {
     if let Some(file) = join::read(&config.data_dir)? {
         return joined(config, &file);
     }
-    if let Some(identity) = Identity::load(&dir)? {
-        return returning(config, identity);
+    match Identity::load(&dir)? {
+        Some(identity) if join::is_member(&config.data_dir) => return returning(config, identity),
+        Some(_) => Identity::give_up(&dir)?,
+        None => {}
     }
+    config.check_beginning()?;
     if config.join_existing {
         let file = JoinFile { request: join::find_self(config, tls).await? };
         join::write(&config.data_dir, &file)?;
@@ -179,17 +189,22 @@ async fn plan(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<Plan> {
     Ok(Plan { identity, addresses: addresses(&membership), start: Start::Founder(membership) })
 }
 
-/// A member that has been here before: what it is, and what its cluster became since, is in its data. The flags about
-/// the cluster's beginning count only where that beginning was interrupted.
+/// A member that has been here before: what it is, and what its cluster became since, is in its data. As in etcd, the flags about
+/// the cluster's beginning count only where that beginning was interrupted, and then only if they are those that it began with.
 fn returning(config: &ServerConfig, identity: Identity) -> Result<Plan> {
-    let founders = if config.initial_cluster.is_empty() {
+    let lone_founder = config.initial_cluster.is_empty() && !config.join_existing;
+    let founders = if lone_founder {
         Membership { voters: BTreeMap::from([(identity.member_id, info(config, &lone(config)))]), learners: BTreeMap::new() }
     } else {
-        bootstrap(&config.initial_cluster, &config.token).1
+        let (cluster_id, founders) = bootstrap(&config.initial_cluster, &config.token);
+        if cluster_id != identity.cluster_id {
+            return Ok(Plan { identity, addresses: addresses(&founders), start: Start::Joiner });
+        }
+        founders
     };
     let addresses = addresses(&founders);
     let start = match founders.info(identity.member_id) {
-        Some(found) if !config.initial_cluster.is_empty() && found.name != config.name => {
+        Some(found) if !lone_founder && found.name != config.name => {
             // Another founder's directory: two servers would pass for one.
             let me = founders.voters.iter().find(|(_, info)| info.name == config.name).map_or(NodeId(0), |(id, _)| *id);
             let dir = join::member_dir(&config.data_dir);
@@ -197,7 +212,7 @@ fn returning(config: &ServerConfig, identity: Identity) -> Result<Plan> {
             Start::Joiner
         }
         Some(_) => Start::Founder(founders),
-        // Restored from a backup, or of other flags: nothing is founded with these.
+        // Restored from a backup: nothing is founded with these.
         None => Start::Joiner,
     };
     Ok(Plan { identity, addresses, start })

@@ -6,7 +6,7 @@ mod clients;
 pub mod cluster;
 mod compactor;
 pub mod config;
-mod join;
+pub(crate) mod join;
 pub mod keeper;
 mod member;
 mod peers;

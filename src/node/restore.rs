@@ -128,9 +128,9 @@ fn make<R: Read + Seek>(
     identity: &Identity,
 ) -> Result<ClusterView> {
     let member = join::member_dir(dir);
-    let log = member.join("log");
+    let log = member.join(super::join::LOG);
     std::fs::create_dir_all(&log).with_context(|| format!("create {}", log.display()))?;
-    let store = Store::open(&member.join("kv.redb"), CACHE_BYTES).map_err(|e| anyhow!("{e}"))?;
+    let store = Store::open(&member.join(super::join::STORE), CACHE_BYTES).map_err(|e| anyhow!("{e}"))?;
     backup.restore(&store).map_err(|e| anyhow!("{e}"))?;
     let (all, _) = store.range(Keyspace::System, &all_records()).map_err(|e| anyhow!("{e}"))?;
     let io = DiskIo::open(&log).with_context(|| format!("open the log's directory {}", log.display()))?;

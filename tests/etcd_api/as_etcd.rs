@@ -94,6 +94,18 @@ fn defaults_flags_and_refusals_are_etcds() {
     assert_eq!(run(&mut host.etcdctl(&["--endpoints=unix://sock", "get", "a"])), "a\n1\n");
     assert!(host.curl(&["--unix-socket", "sock", "-d", "{}", "http://x/v3/kv/range"]).contains("404"));
     assert!(daemon.stop(Duration::from_secs(10)));
+    assert!(!host.path("sock").exists(), "the socket is still there");
+    // Nobody asks a member how its cluster began.
+    for flags in [
+        &["--initial-cluster-state=existing"][..],
+        &["--initial-cluster-state=existing", "--initial-cluster=default=http://localhost:2380"],
+        &["--name=zz", "--data-dir=default.etcd", "--initial-cluster=foo=http://127.0.0.1:77"],
+        &["--initial-cluster=bogus"],
+    ] {
+        let mut daemon = host.start(flags);
+        assert_eq!(run(&mut host.etcdctl(&["get", "a"])), "a\n1\n", "{flags:?}");
+        assert!(daemon.stop(Duration::from_secs(10)), "{flags:?}");
+    }
 }
 
 /// An authority, certificates that it signs, and the next one's number.

@@ -78,6 +78,11 @@ fn changes_that_could_cost_the_majority_are_refused() {
     s.start(2, &["--initial-cluster", &cluster(&[0, 1, 2]), "--initial-cluster-state=existing"]);
     wait_for("all started", PATIENCE, || s.members(0).iter().all(|m| m["name"].is_string()).then_some(()));
     s.ctl_in_time(2, &["put", "a", "1"]);
+    // All three live, so a fourth is welcome; a fifth is not before that has come.
+    s.ctl(0, &["member", "add", "m3", &urls(3)]);
+    s.ctl_refused(0, &["member", "add", "m4", &urls(4)], "etcdserver: unhealthy cluster");
+    let unstarted = s.id(0, "");
+    s.ctl(0, &["member", "remove", &unstarted]);
     let m1 = s.id(0, "m1");
     s.kill(2);
     wait_for("the refusal", PATIENCE, || {

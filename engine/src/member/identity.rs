@@ -114,6 +114,15 @@ impl Identity {
         }
     }
 
+    /// Gives `dir` up: nothing was made in it yet.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn give_up(dir: &Path) -> Result<(), IdentityError> {
+        let path = dir.join(FILE);
+        std::fs::remove_file(&path).map_err(io_error("remove", &path))
+    }
+
     fn store(&self, dir: &Path) -> Result<(), IdentityError> {
         let path = dir.join(FILE);
         let temporary = dir.join("identity.tmp");

@@ -87,6 +87,7 @@ fn conf_error(e: ConfError) -> AskError {
         ConfError::Unknown(_) => MemberError::MemberNotFound,
         ConfError::NotLearner(_) => MemberError::NotLearner,
         ConfError::NotCaughtUp(_) => MemberError::LearnerNotReady,
+        ConfError::Silent(_) => MemberError::UnhealthyCluster,
         ConfError::LastVoter | ConfError::NoQuorum { .. } => MemberError::NotEnoughStarted,
     })
 }

@@ -44,6 +44,9 @@ pub enum ConfError {
     /// The cluster would have no voter.
     #[error("the last voter cannot be removed")]
     LastVoter,
+    /// Add of a voter while another one was not heard of lately: that one's death would count for more then.
+    #[error("voter {0} does not answer")]
+    Silent(NodeId),
     /// Of the voters after the change, too few were heard of lately to form a majority.
     #[error("the change would leave {alive} live voters where {needed} are needed")]
     NoQuorum {

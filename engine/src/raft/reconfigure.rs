@@ -59,7 +59,15 @@ impl RaftCore {
         let is_alive = |id: &NodeId| *id == me || lead.peers.get(id).is_some_and(is_active);
         let alive = after.voters.keys().filter(|id| is_alive(id)).count();
         let needed = quorum::majority(after.voters.len());
-        if alive < needed { Err(ConfError::NoQuorum { alive, needed }) } else { Ok(()) }
+        if alive < needed {
+            return Err(ConfError::NoQuorum { alive, needed });
+        }
+        // etcd's rule: one that has never run yet is not followed by another.
+        let added = after.voters.keys().any(|id| !before.contains(*id));
+        if let Some(id) = before.voters.keys().find(|id| added && !is_alive(id)) {
+            return Err(ConfError::Silent(*id));
+        }
+        Ok(())
     }
 
     /// Sends the log to whom the membership at `index` names, and lets the others know that they are out.

@@ -18,7 +18,7 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 
 /// How long a client waits.
-const TIMEOUT: header::HeaderName = header::HeaderName::from_static("grpc-timeout");
+pub(super) const TIMEOUT: header::HeaderName = header::HeaderName::from_static("grpc-timeout");
 
 /// One connection's service. Made anew for each request, so that this must cost little.
 #[derive(Clone)]
@@ -71,7 +71,7 @@ where
 }
 
 /// How long the client waits, where it says so and says it well: up to eight digits and a unit.
-fn time_left(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn time_left(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(TIMEOUT)?.to_str().ok()?;
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let number: u64 = number.parse().ok().filter(|_| number.len() <= 8 && number.bytes().all(|b| b.is_ascii_digit()))?;

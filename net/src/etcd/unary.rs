@@ -194,8 +194,7 @@ fn message_length(data: &[u8], bytes_max: usize) -> Result<Option<usize>, Status
     }
     let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
     if length > bytes_max {
-        let text = format!("Error, decoded message length too large: found {length} bytes, the limit is: {bytes_max} bytes");
-        return Err(Status::out_of_range(text));
+        return Err(Status::resource_exhausted(format!("grpc: received message larger than max ({length} vs. {bytes_max})")));
     }
     Ok(Some(length))
 }
@@ -286,8 +285,8 @@ mod tests {
     fn a_messages_length_is_known_once_its_prefix_is_there() {
         assert_eq!(message_length(&[0, 0, 0, 1], 1000).unwrap(), None);
         assert_eq!(message_length(&[0, 0, 0, 1, 2], 1000).unwrap(), Some(258));
-        assert_eq!(message_length(&[0, 0, 0, 1, 2], 257).unwrap_err().code(), Code::OutOfRange);
-        assert_eq!(message_length(&[0, 255, 255, 255, 255], 257).unwrap_err().code(), Code::OutOfRange);
+        assert_eq!(message_length(&[0, 0, 0, 1, 2], 257).unwrap_err().code(), Code::ResourceExhausted);
+        assert_eq!(message_length(&[0, 255, 255, 255, 255], 257).unwrap_err().code(), Code::ResourceExhausted);
         assert_eq!(message_length(&[1, 0, 0, 1, 2], 1000).unwrap_err().code(), Code::Internal);
         assert_eq!(message_length(&[2, 0, 0, 1, 2], 1000).unwrap_err().code(), Code::Internal);
     }

@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
-use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{DeserializeOptions, DynamicMessage, Kind, MessageDescriptor, SerializeOptions};
 use serde_json::Value;
 
 /// A gRPC message's prefix: a compression flag and the length.
@@ -13,8 +13,30 @@ const WRITE: SerializeOptions = SerializeOptions::new().use_proto_field_name(tru
 // etcd's gateway passes over names that it does not know.
 const READ: DeserializeOptions = DeserializeOptions::new().deny_unknown_fields(false);
 
+/// Refuses names that an enumeration does not have: they would be passed over as well, and the request ask for something else.
+fn check_names(kind: &MessageDescriptor, value: &Value) -> Result<(), String> {
+    let Value::Object(fields) = value else { return Ok(()) };
+    for (name, value) in fields {
+        let Some(field) = kind.get_field_by_json_name(name).or_else(|| kind.get_field_by_name(name)) else { continue };
+        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        match field.kind() {
+            Kind::Enum(names) => {
+                if let Some(unknown) = values.iter().filter_map(Value::as_str).find(|name| names.get_value_by_name(name).is_none()) {
+                    let package = names.package_name();
+                    let go_name = names.full_name().trim_start_matches(package).trim_start_matches('.').replace('.', "_");
+                    return Err(format!("unknown value {unknown:?} for enum {package}.{go_name}"));
+                }
+            }
+            Kind::Message(kind) => values.iter().try_for_each(|value| check_names(&kind, value))?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Reads a message of a kind from JSON, and frames it for gRPC.
 pub(super) fn to_frame(kind: &MessageDescriptor, value: Value) -> Result<Bytes, String> {
+    check_names(kind, &value)?;
     let message = DynamicMessage::deserialize_with_options(kind.clone(), value, &READ).map_err(|e| e.to_string())?;
     let length = message.encoded_len();
     let mut frame = BytesMut::with_capacity(PREFIX_BYTES + length);
@@ -91,6 +113,16 @@ mod tests {
         let camel = pb::etcdserverpb::RangeRequest::decode(camel).expect("a message");
         assert_eq!((camel.key.as_ref(), camel.range_end.as_ref()), (&[0xff, 0xef][..], &[0xfb, 0xff][..]));
         assert!(to_frame(&kind("etcdserverpb.RangeRequest"), json!({ "key": 7 })).is_err());
+        let refused = |name, value| to_frame(&kind(name), value).expect_err("an unknown name");
+        let compare = json!({ "compare": [{ "target": "VALUE" }, { "target": "VALU" }] });
+        assert_eq!(refused("etcdserverpb.TxnRequest", compare), "unknown value \"VALU\" for enum etcdserverpb.Compare_CompareTarget");
+        let alarm = json!({ "action": "DEACTIVAT" });
+        assert_eq!(
+            refused("etcdserverpb.AlarmRequest", alarm),
+            "unknown value \"DEACTIVAT\" for enum etcdserverpb.AlarmRequest_AlarmAction"
+        );
+        let filter = json!({ "create_request": { "filters": ["NOPUT", "NO"] } });
+        assert!(refused("etcdserverpb.WatchRequest", filter).contains("\"NO\""));
 
         let response = pb::etcdserverpb::LeaseGrantResponse { id: i64::MAX, ttl: 5, ..Default::default() };
         let shown = from_message(&kind("etcdserverpb.LeaseGrantResponse"), response.encode_to_vec().into()).expect("JSON");

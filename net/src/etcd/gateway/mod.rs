@@ -7,7 +7,7 @@
 mod json;
 mod routes;
 
-use super::pages;
+use super::{front, pages};
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
@@ -115,7 +115,17 @@ impl Gateway {
             let text = json!({ "error": "Method Not Allowed", "code": 12, "message": "Method Not Allowed" });
             return pages::response(StatusCode::METHOD_NOT_ALLOWED, JSON, text.to_string());
         }
-        self.call(path, method, request).await.unwrap_or_else(|status| refusal(&status))
+        let call = match front::time_left(request.headers()) {
+            Some(most) => tokio::time::timeout(most, self.call(path, method, request)).await,
+            None => match request.headers().get(front::TIMEOUT) {
+                Some(nonsense) => {
+                    Ok(Err(Status::invalid_argument(format!("invalid grpc-timeout: {}", String::from_utf8_lossy(nonsense.as_bytes())))))
+                }
+                None => Ok(self.call(path, method, request).await),
+            },
+        };
+        let late = |_| Err(Status::deadline_exceeded("context deadline exceeded"));
+        call.unwrap_or_else(late).unwrap_or_else(|status| refusal(&status))
     }
 
     async fn call(mut self, path: &'static str, method: MethodDescriptor, request: Request<Body>) -> Result<Response<Body>, Status> {

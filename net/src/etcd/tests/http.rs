@@ -177,6 +177,9 @@ fn refusals_as_json() {
             let (status, refused) = http(&s, "POST", "/v3/kv/range", body).await;
             assert!(status == 400 && refused.contains("\"code\":3"), "{body}: {status} {refused}");
         }
+        let typed = json!({ "compare": [{ "key": "Zm9v", "target": "VALU", "value": "" }] });
+        let (status, refused) = post(&s, "/v3/kv/txn", typed).await;
+        assert_eq!((status, &refused["error"]), (400, &json!("unknown value \"VALU\" for enum etcdserverpb.Compare_CompareTarget")));
         assert_eq!(http(&s, "GET", "/v3/kv/range", "").await.0, 405);
         assert_eq!(http(&s, "POST", "/v3/kv/nonsense", "{}").await.0, 404);
         assert_eq!(http(&s, "POST", "/v2/keys/x", "{}").await.0, 404);
@@ -184,6 +187,21 @@ fn refusals_as_json() {
         let (status, refused) = post(&s, "/v3/kv/put", large).await;
         assert_eq!((status, &refused["error"]), (400, &json!("etcdserver: request is too large")));
         assert_eq!(http(&s, "OPTIONS", "/v3/kv/range", "").await.0, 200);
+    });
+}
+
+#[test]
+fn who_gives_a_time_waits_no_longer() {
+    with_server(|s| async move {
+        for lease in ["1", "2"] {
+            assert_eq!(post(&s, "/v3/lease/grant", json!({ "ID": lease, "TTL": 60 })).await.0, 200);
+        }
+        assert_eq!(post(&s, "/v3/lock/lock", json!({ "name": "bA==", "lease": "1" })).await.0, 200);
+        let other = json!({ "name": "bA==", "lease": "2" }).to_string();
+        let (status, late) = http_with(&s, "POST", "/v3/lock/lock", "Grpc-Timeout: 100m\r\n", &other).await;
+        assert!(status == 504 && late.contains("\"code\":4") && late.contains("context deadline exceeded"), "{status} {late}");
+        let (status, nonsense) = http_with(&s, "POST", "/v3/lock/lock", "Grpc-Timeout: zz\r\n", &other).await;
+        assert!(status == 400 && nonsense.contains("invalid grpc-timeout: zz"), "{status} {nonsense}");
     });
 }
 

@@ -90,7 +90,7 @@ fn nonsense_is_refused() {
             (&[framed(0, &put).slice(..6)], Code::Internal, "Unexpected EOF decoding stream."),
             (&[framed(1, &put)], Code::Internal, "protocol error: received message with compressed-flag"),
             (&[framed(9, &put)], Code::Internal, "protocol error: received message with invalid compression flag: 9"),
-            (&[Bytes::from_static(&[0, 255, 0, 0, 0])], Code::OutOfRange, "Error, decoded message length too large"),
+            (&[Bytes::from_static(&[0, 255, 0, 0, 0])], Code::ResourceExhausted, "grpc: received message larger than max"),
         ];
         for (pieces, code, text) in cases {
             let (got, said, message) = call(&send, "Put", None, pieces, true).await;
