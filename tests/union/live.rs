@@ -169,3 +169,89 @@ fn file_capabilities_survive_a_copy_up() {
     let has = run(command(["getfattr", "-e", "hex", "-n", "security.capability"]).arg(stack.upper().join("tool")));
     assert!(has.contains(NET_RAW), "{has}");
 }
+
+#[test]
+fn what_is_mounted_inside_a_branch_does_not_show_be_it_the_union_itself() {
+    let stack = Stack::new(System::Ours);
+    let (u, l) = (stack.upper(), stack.lower());
+    for dir in ["mp", "before", "after"] {
+        fs::create_dir(l.join(dir)).expect("mkdir");
+    }
+    let _unmount = ["mp", "before", "after"].map(|dir| crate::support::Unmount(l.join(dir)));
+    let tmpfs = |dir: &str| {
+        run(command(["mount", "-t", "tmpfs", "tmpfs"]).arg(l.join(dir)));
+        fs::write(l.join(dir).join("on tmpfs"), "").expect("write");
+    };
+    tmpfs("before");
+    let union = l.join("mp");
+    run(command([BRICKRAFT, "union", "-o", &format!("br={}:{}", u.display(), l.display())]).arg(&union));
+    tmpfs("after");
+    // Before, the union waited for itself, for ever.
+    let names = run(command(["timeout", "20", "find", ".", "-mindepth", "1"]).current_dir(&union));
+    let mut names: Vec<_> = names.lines().collect();
+    names.sort_unstable();
+    assert_eq!(names, ["./after", "./before", "./mp"]);
+    fs::write(union.join("mp/file"), "x").expect("write");
+    assert_eq!(fs::read_to_string(u.join("mp/file")).expect("copied up"), "x");
+    run(command(["umount"]).arg(&union));
+}
+
+#[test]
+fn a_union_is_no_branch_of_itself() {
+    let stack = Stack::ours();
+    fs::create_dir(stack.mnt().join("dir")).expect("mkdir");
+    let mnt = stack.mnt();
+    for branch in [mnt.clone(), mnt.join("dir")] {
+        let change = format!("remount,append:{}", branch.display());
+        refused(&[BRICKRAFT, "union", "-o", &change, mnt.to_str().expect("path")], "lies on this very union");
+    }
+    assert_eq!(run(command(["timeout", "20", "ls"]).arg(&mnt)), "dir\n");
+}
+
+#[test]
+fn a_branch_in_which_somebody_writes_stays() {
+    let stack = Stack::ours();
+    let (u, mnt) = (stack.upper(), stack.mnt());
+    let change = |change: &str| {
+        let mut c = command([BRICKRAFT, "union", "-o", &format!("remount,{change}")]);
+        output(c.arg(&mnt))
+    };
+    let mut file = fs::File::create(mnt.join("file")).expect("create");
+    let del = format!("del:{}", u.display());
+    for words in [del.clone(), format!("mod:{}=ro", u.display())] {
+        let answer = change(&words);
+        let why = text(&answer.stderr);
+        assert!(!answer.status.success() && why.contains("file open for writing"), "{words}: {why}");
+        assert!(why.contains(&format!("process {}", std::process::id())), "{words}: {why}");
+    }
+    file.write_all(b"goes on").expect("write");
+    drop(file);
+    let _reader = fs::File::open(mnt.join("file")).expect("open");
+    let answer = change(&del);
+    assert!(answer.status.success(), "{}", text(&answer.stderr));
+    assert_eq!(list(&mnt), format!("{}=ro\n", stack.lower().display()));
+}
+
+#[test]
+fn what_fstab_says_of_branches_is_no_obstacle_to_a_remount() {
+    let stack = Stack::ours();
+    let (u, l, mnt) = (stack.upper(), stack.lower(), stack.mnt());
+    let more = stack.path("more");
+    fs::create_dir(&more).expect("mkdir");
+    // As mount(8) joins the two.
+    let remount = |fstab: &str, change: &str| {
+        let answer = output(command([BRICKRAFT, "union", "-o", &format!("rw,{fstab},nofail,remount,{change}")]).arg(&mnt));
+        assert!(answer.status.success(), "{fstab} {change}: {}", text(&answer.stderr));
+        text(&answer.stderr)
+    };
+    let fstab = format!("br:{}=rw:{}=ro", u.display(), l.display());
+    assert_eq!(remount(&fstab, &format!("append:{}", more.display())), "");
+    assert_eq!(list(&mnt), format!("{}=rw\n{}=ro\n{}=ro\n", u.display(), l.display(), more.display()));
+    assert_eq!(remount(&fstab, "ro"), "");
+    assert!(fs::write(mnt.join("x"), "x").is_err(), "written to a read-only mount");
+    assert!(remount("dirs=/other", "rw").contains("passed over"));
+    fs::write(mnt.join("x"), "x").expect("writable again");
+    // Who may write there could put a socket of his own in the place of ours.
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata("/run/brickraft").expect("stat").permissions());
+    assert_eq!(mode & 0o7777, 0o755);
+}

@@ -210,6 +210,12 @@ impl Union {
         self.config.udba != Udba::None
     }
 
+    /// The branch that a file lies in, by its label; `None` for directories and what nobody refers to.
+    #[must_use]
+    pub fn branch_of(&self, ino: u64) -> Option<String> {
+        Some(self.table.find(ino)?.file().ok()?.slot.source.label())
+    }
+
     /// The branches, the topmost first.
     #[must_use]
     pub fn branches(&self) -> Vec<BranchInfo> {

@@ -53,7 +53,10 @@ pub(super) struct Control {
 impl Control {
     /// Listens for what is asked of the union on `mount`; `act` does it, and says whether it is to be asked again.
     pub(super) fn listen(mount: &Path, act: impl Fn(&Asked) -> Result<bool> + Send + 'static) -> Result<Self> {
-        std::fs::create_dir_all(DIR).with_context(|| format!("create {DIR}"))?;
+        // The mask of the process that serves a union is 0. An earlier release left it open to everybody.
+        std::fs::create_dir_all(DIR)
+            .and_then(|()| std::fs::set_permissions(DIR, std::fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("create {DIR}"))?;
         let path = socket(mount)?;
         // One of the same number belonged to a union that is gone.
         let _ = std::fs::remove_file(&path);

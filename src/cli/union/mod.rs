@@ -4,6 +4,7 @@ mod complete;
 mod control;
 mod options;
 mod words;
+mod writers;
 
 use super::mount::{in_background, is_live, mounted_on};
 use super::print::Printer;
@@ -176,12 +177,18 @@ fn serve(source: &str, dir: &Path, options: &Options, tell_ready: bool) -> Resul
     let mount = UnionMount::new(Arc::clone(&union), dir, &mount_options).with_context(|| format!("mount on {}", dir.display()))?;
     let change = mount.changer();
     let made = volumes.clone();
+    let (device, _) = writers::identity(dir).with_context(|| format!("stat {}", dir.display()))?;
     let control = Control::listen(dir, move |asked| {
         if let Some(ino) = asked.complete {
             return complete::step(&union, ino);
         }
         let changes = Options::parse(std::slice::from_ref(&asked.change))?.changes;
-        changes.iter().try_for_each(|c| anyhow::Ok(change(made.change(c)?)?))?;
+        changes.iter().try_for_each(|c| check_change(&union, device, c))?;
+        for (done, c) in changes.iter().enumerate() {
+            let changed = made.change(c).and_then(|c| Ok(change(c)?));
+            changed
+                .with_context(|| if done == 0 { change_text(c) } else { format!("{} (what stands before it was done)", change_text(c)) })?;
+        }
         Ok(false)
     });
     let control = match control {
@@ -198,6 +205,28 @@ fn serve(source: &str, dir: &Path, options: &Options, tell_ready: bool) -> Resul
     drop(control);
     volumes.close();
     ended
+}
+
+/// Refuses what would take the ground from under somebody's feet: a branch that lies on the union itself, and the end of one that files are
+/// written to in.
+fn check_change(union: &Union, device: u64, change: &Change) -> Result<()> {
+    let ended = match change {
+        Change::Add(_, spec) | Change::Append(spec) => {
+            if let Place::Local(path) = &spec.place {
+                let (its_device, _) = writers::identity(path).with_context(|| format!("branch {}", path.display()))?;
+                ensure!(its_device != device, "branch {} lies on this very union", path.display());
+            }
+            return Ok(());
+        }
+        Change::Modify(_, perm) if perm.writable() => return Ok(()),
+        Change::Modify(place, _) | Change::Delete(place) => place.to_string(),
+        Change::LazyCopyUp(_) => return Ok(()),
+    };
+    let is_in = |w: &writers::Writer| union.branch_of(w.ino).is_some_and(|label| label == ended);
+    if let Some(writer) = writers::on(device).iter().find(|w| is_in(w)) {
+        bail!("branch {ended} is busy: process {} has {} open for writing", writer.pid, writer.path.display());
+    }
+    Ok(())
 }
 
 /// Every directory that the kernel remembers is held by a descriptor in each branch that has it.
@@ -230,6 +259,10 @@ fn mount_options(source: &str, options: &Options, local: bool) -> UnionMountOpti
 /// Changes a live mount: its flags by mount(2), its branches by asking the process that serves it.
 fn remount(dir: &Path, options: &Options) -> Result<()> {
     ensure!(is_union(dir)?, "no union is mounted on {}", dir.display());
+    // mount(8) hands over what fstab says of the mount point as well.
+    if !options.branches.is_empty() && !are_all_there(dir, &options.branches)? {
+        eprintln!("warning: the branches of a live union are changed by append, prepend, add, mod and del; what br= says was passed over");
+    }
     if !options.changes.is_empty() {
         let text: Vec<String> = options.changes.iter().map(change_text).collect();
         control::ask(dir, &Asked { change: format!("remount,{}", text.join(",")), complete: None })?;
@@ -238,6 +271,13 @@ fn remount(dir: &Path, options: &Options) -> Result<()> {
         set_flags(dir, options.flags).with_context(|| format!("remount {}", dir.display()))?;
     }
     Ok(())
+}
+
+/// Whether the union has these branches, and perhaps others.
+fn are_all_there(dir: &Path, branches: &[BranchSpec]) -> Result<bool> {
+    let live = live_branches(dir)?;
+    let labels: Vec<_> = live.lines().filter_map(|l| l.rsplit_once('=')).map(|(label, _)| label).collect();
+    Ok(branches.iter().all(|b| labels.contains(&b.place.to_string().as_str())))
 }
 
 /// A change as an option again, with absolute names.
@@ -253,12 +293,17 @@ fn change_text(change: &Change) -> String {
     }
 }
 
-fn list(dir: &Path, print: Printer) -> Result<()> {
+/// A line for each branch, with its permission.
+fn live_branches(dir: &Path) -> Result<String> {
     let not_one = || format!("no union is mounted on {}", dir.display());
     let mut value = vec![0; 64 << 10];
     let len = rustix::fs::getxattr(dir, "user.brickraft.branches", value.as_mut_slice()).with_context(not_one)?;
     value.truncate(len);
-    let text = String::from_utf8_lossy(&value).into_owned();
+    Ok(String::from_utf8_lossy(&value).into_owned())
+}
+
+fn list(dir: &Path, print: Printer) -> Result<()> {
+    let text = live_branches(dir)?;
     let branches: Vec<(&str, &str)> = text.lines().filter_map(|l| l.rsplit_once('=')).collect();
     let json: Vec<_> = branches.iter().map(|(branch, perm)| serde_json::json!({ "branch": branch, "permission": perm })).collect();
     print.show(&json, |_| branches.iter().map(|(branch, perm)| format!("{branch}={perm}\n")).collect());

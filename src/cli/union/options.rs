@@ -92,7 +92,6 @@ impl Options {
         out.union.check()?;
         ensure!(out.remount || out.changes.is_empty(), "append, prepend, add, mod and del change a live union: give them with remount");
         ensure!(!(out.passthrough && out.writeback), "writeback and passthrough exclude each other (the kernel's rule): give one");
-        ensure!(!out.remount || out.branches.is_empty(), "branches of a live union are changed by append, prepend, add, mod and del");
         Ok(out)
     }
 
@@ -422,7 +421,6 @@ mod tests {
             ("dirs=/no1=rw+wh", "expected rw, ro or rr"),
             ("dirs=h:vol/../x", "without . and .."),
             ("append:/no1", "with remount"),
-            ("remount,dirs=/no1", "changed by append"),
             ("remount,mod:/no1", "give the new permission"),
             ("remount,add:x:/no1", "is no position"),
             ("remount,del:/no1:/no2", "one branch"),

@@ -5,6 +5,7 @@ use crate::fop::{Errno, FileKind, SetAttr, StatFs, TimeSpec};
 use crate::union::Res;
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
 use rustix::io::ReadWriteFlags;
+use rustix::mount::{MountPropagationFlags, OpenTreeFlags, mount_change, open_tree};
 use std::io::IoSliceMut;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -45,16 +46,32 @@ pub struct LocalBranch {
 const NAMES_ARE_DEAR: [i64; 2] = [0x2fc1_2fc1, 0xf2f5_2010];
 
 impl LocalBranch {
-    /// Opens the directory.
+    /// Opens the directory, as a mount of its own where this process may make one: what is mounted inside the branch is not seen then, be it the
+    /// very union, which would wait for itself.
     ///
     /// # Errors
     /// As open(2).
     pub fn open(path: &Path) -> Res<Self> {
-        let fd = fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let open =
+            |dir: BorrowedFd<'_>, path: &Path| fs::openat(dir, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let fd = match private_mount(path) {
+            Ok(mount) => open(mount.as_fd(), Path::new("."))?,
+            Err(e) => {
+                tracing::info!(branch = %path.display(), %e, "what is mounted inside the branch shows");
+                open(CWD, path)?
+            }
+        };
         #[allow(clippy::useless_conversion, reason = "the type differs between architectures")]
         let kind = i64::from(fs::fstatfs(&fd)?.f_type);
         Ok(Self { root: handle(fd, false), clones_nothing: AtomicBool::new(false), names_are_dear: NAMES_ARE_DEAR.contains(&kind) })
     }
+}
+
+/// A mount of this directory that is attached nowhere, without those below it, and to which none comes. It lasts as long as anything of it is open.
+fn private_mount(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    mount_change(format!("/proc/self/fd/{}", mount.as_raw_fd()), MountPropagationFlags::PRIVATE)?;
+    Ok(mount)
 }
 
 fn handle(fd: OwnedFd, path_only: bool) -> Handle {
@@ -272,7 +289,8 @@ impl Branch for LocalBranch {
     }
 
     fn make_open(&self, dir: &Handle, name: &[u8], new: &New<'_>) -> Res<(Stat, Option<Handle>)> {
-        let made = fs::openat(fd(dir)?, name, MADE | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, Mode::from_raw_mode(new.mode & 0o7777))?;
+        let made =
+            fs::openat(fd(dir)?, name, MADE | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, Mode::from_raw_mode(new.mode & 0o7777))?;
         let made = handle(made, false);
         match self.give(At::Open(&made), new) {
             Ok(stat) => Ok((stat, Some(made))),
@@ -289,7 +307,9 @@ impl Branch for LocalBranch {
         }
         let made = match fs::openat(fd(dir)?, c".", MADE | OFlags::TMPFILE, Mode::from_raw_mode(new.mode & 0o7777)) {
             // The second is what kernels say that do not know the flag; the others, some file systems.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => return Ok(None),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                return Ok(None);
+            }
             made => handle(made?, false),
         };
         let stat = self.give(At::Open(&made), new)?;
@@ -548,7 +568,11 @@ impl Branch for LocalBranch {
             Ok(())
         };
         // In a block there is no hole worth looking for.
-        let copied = if size <= PAGE_BYTES { each(0, size) } else { data_extents(size, &mut |at, whence| source.lseek(from, at, whence), &mut each) };
+        let copied = if size <= PAGE_BYTES {
+            each(0, size)
+        } else {
+            data_extents(size, &mut |at, whence| source.lseek(from, at, whence), &mut each)
+        };
         match copied {
             // Not between these two file systems.
             Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) if done == 0 => {
