@@ -9,3 +9,4 @@ pub mod peers;
 pub mod server;
 pub mod stream;
 pub mod tls;
+pub mod traffic;

@@ -5,8 +5,10 @@
 use crate::frame::{Frame, HEADER_BYTES, Preface, encode, seal, write_all};
 use crate::stream::Stream;
 use crate::tls::Connector;
+use crate::traffic::PeerTraffic;
 use bytes::Bytes;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -47,19 +49,20 @@ impl Link {
     /// Starts connecting to `address` (`host:port`, looked up anew each time). Must be called inside a
     /// [`tokio::task::LocalSet`] or a `LocalRuntime`. Each connection begins with `preface` and `hello`.
     pub fn start(address: String, preface: Preface, hello: Bytes, on_event: impl Fn(LinkEvent) + 'static) -> Self {
-        Self::start_with(address, None, preface, hello, on_event)
+        Self::start_with(address, None, preface, hello, Arc::default(), on_event)
     }
 
-    /// The same, over TLS where there is a connector.
+    /// The same, over TLS where there is a connector; what is sent is counted in `traffic`.
     pub fn start_with(
         address: String,
         tls: Option<Connector>,
         preface: Preface,
         hello: Bytes,
+        traffic: Arc<PeerTraffic>,
         on_event: impl Fn(LinkEvent) + 'static,
     ) -> Self {
         let (queue, frames) = mpsc::channel(LINK_QUEUE_MAX);
-        let far = Far { address, tls, preface, hello };
+        let far = Far { address, tls, preface, hello, traffic };
         let task = tokio::task::spawn_local(run(far, frames, on_event)).abort_handle();
         Self { queue, task }
     }
@@ -92,6 +95,7 @@ struct Far {
     tls: Option<Connector>,
     preface: Preface,
     hello: Bytes,
+    traffic: Arc<PeerTraffic>,
 }
 
 async fn run(far: Far, mut frames: mpsc::Receiver<Parts>, on_event: impl Fn(LinkEvent)) {
@@ -103,7 +107,7 @@ async fn run(far: Far, mut frames: mpsc::Receiver<Parts>, on_event: impl Fn(Link
                 wait = RETRY.0;
                 while frames.try_recv().is_ok() {}
                 on_event(LinkEvent::Up);
-                let why = pump(stream, &mut frames).await;
+                let why = pump(stream, &mut frames, &far.traffic).await;
                 tracing::debug!(%address, ?why, "link closed");
                 on_event(LinkEvent::Down);
                 if frames.is_closed() {
@@ -135,7 +139,7 @@ async fn connect(far: &Far) -> io::Result<Stream> {
 }
 
 /// Sends until the connection breaks or the owner is gone.
-async fn pump(stream: Stream, frames: &mut mpsc::Receiver<Parts>) -> io::Result<()> {
+async fn pump(stream: Stream, frames: &mut mpsc::Receiver<Parts>, traffic: &PeerTraffic) -> io::Result<()> {
     let (mut read, mut write) = tokio::io::split(stream);
     let mut batch = Vec::with_capacity(BATCH_FRAMES_MAX);
     let mut parts = Vec::with_capacity(2 * BATCH_FRAMES_MAX);
@@ -155,7 +159,9 @@ async fn pump(stream: Stream, frames: &mut mpsc::Receiver<Parts>) -> io::Result<
                         parts.push(payload);
                     }
                 }
+                let bytes = parts.iter().map(Bytes::len).sum();
                 write_all(&mut write, &mut parts).await?;
+                traffic.sent(bytes);
                 // TLS keeps what the socket had no room for.
                 write.flush().await?;
             }

@@ -5,6 +5,7 @@ use crate::link::{Link, LinkEvent};
 use crate::server::{greet_back, greeting};
 use crate::stream::Stream;
 use crate::tls::{Acceptor, Connector};
+use crate::traffic::{PeerTraffic, Traffic};
 use brickraft_engine::member::driver::Transport;
 use brickraft_engine::member::{MemberStatus, PeerMessage};
 use brickraft_engine::raft::Membership;
@@ -16,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -171,18 +174,19 @@ async fn answer_members(me: &Me, mut write: impl AsyncWrite + Unpin) -> io::Resu
 /// [`tokio::task::LocalSet`] or a `LocalRuntime`. `addresses` changes with the membership; peers that are not in it are not let in. Ports and
 /// addresses that ask for TLS are of no use without `tls`.
 ///
-/// `status` is what strangers are told who ask for the members.
+/// `status` is what strangers are told who ask for the members; what goes and comes is counted in `traffic`.
 pub fn start(
     who: Who,
     ports: Vec<PeerPort>,
     tls: Option<PeerTls>,
     addresses: tokio::sync::watch::Receiver<Addresses>,
     status: tokio::sync::watch::Receiver<MemberStatus>,
+    traffic: Arc<Traffic>,
 ) -> Transport {
     let (outgoing, to_send) = mpsc::channel(MESSAGES_MAX);
     let (received, incoming) = mpsc::channel(MESSAGES_MAX);
     let (lost, unreachable) = mpsc::channel(MESSAGES_MAX);
-    let me = Rc::new(Me { who, addresses, tls, status, others: RefCell::default() });
+    let me = Rc::new(Me { who, addresses, tls, status, traffic, others: RefCell::default() });
     tokio::task::spawn_local(send(me.clone(), to_send, lost));
     for port in ports {
         tokio::task::spawn_local(accept(me.clone(), port, received.clone()));
@@ -195,13 +199,13 @@ struct Me {
     addresses: tokio::sync::watch::Receiver<Addresses>,
     status: tokio::sync::watch::Receiver<MemberStatus>,
     tls: Option<PeerTls>,
+    traffic: Arc<Traffic>,
     /// Members of the other kind, which the log has been told of.
     others: RefCell<BTreeSet<NodeId>>,
 }
 
 async fn send(me: Rc<Me>, mut messages: mpsc::Receiver<(NodeId, PeerMessage)>, lost: mpsc::Sender<NodeId>) {
-    let mut links: BTreeMap<NodeId, (PeerAddress, Link)> = BTreeMap::new();
-    let up: Rc<RefCell<BTreeMap<NodeId, bool>>> = Rc::default();
+    let mut links: BTreeMap<NodeId, (PeerAddress, Link, Arc<PeerTraffic>)> = BTreeMap::new();
     let mut addresses = me.addresses.clone();
     addresses.mark_changed();
     loop {
@@ -209,9 +213,9 @@ async fn send(me: Rc<Me>, mut messages: mpsc::Receiver<(NodeId, PeerMessage)>, l
             changed = addresses.changed() => if changed.is_err() { return },
             message = messages.recv() => {
                 let Some((to, message)) = message else { return };
-                let Some((_, link)) = links.get(&to) else { continue };
+                let Some((_, link, traffic)) = links.get(&to) else { continue };
                 let Ok(message) = message.encode_behind(HEADER_BYTES) else { continue };
-                if !up.borrow().get(&to).is_some_and(|&up| up) {
+                if !traffic.connected.load(Ordering::Relaxed) {
                     let _ = lost.try_send(to);
                 }
                 if !link.send_message(message) {
@@ -221,26 +225,29 @@ async fn send(me: Rc<Me>, mut messages: mpsc::Receiver<(NodeId, PeerMessage)>, l
             }
         }
         let wanted = addresses.borrow_and_update().clone();
-        links.retain(|id, (address, _)| wanted.get(id) == Some(address));
+        links.retain(|id, (address, ..)| wanted.get(id) == Some(address));
+        me.traffic.retain(|id| wanted.contains_key(&id));
         for (peer, address) in wanted {
             if peer == me.who.id || links.contains_key(&peer) {
                 continue;
             }
             let hello = MemberHello { cluster_id: me.who.cluster_id, from: me.who.id, to: peer, kind: me.who.kind };
             let hello = Bytes::from(postcard::to_allocvec(&hello).expect("plain data"));
-            let (up, lost) = (up.clone(), lost.clone());
+            let (traffic, lost) = (me.traffic.of(peer), lost.clone());
+            traffic.connected.store(false, Ordering::Relaxed);
+            let counted = traffic.clone();
             let connector = me.tls.as_ref().filter(|_| address.tls).map(|tls| tls.connector.clone());
             if address.tls && connector.is_none() {
                 tracing::error!(%peer, "the peer's URL is https, and there is no certificate to speak TLS with (--peer-cert-file)");
                 continue;
             }
-            let link = Link::start_with(address.address.clone(), connector, Preface::Member, hello, move |event| {
-                up.borrow_mut().insert(peer, event == LinkEvent::Up);
+            let link = Link::start_with(address.address.clone(), connector, Preface::Member, hello, traffic.clone(), move |event| {
+                counted.connected.store(event == LinkEvent::Up, Ordering::Relaxed);
                 if event != LinkEvent::Up {
                     let _ = lost.try_send(peer);
                 }
             });
-            links.insert(peer, (address, link));
+            links.insert(peer, (address, link, traffic));
         }
     }
 }
@@ -296,10 +303,13 @@ async fn receive(me: &Me, stream: TcpStream, tls: bool, received: &mpsc::Sender<
         return refuse(format!("{:016x} was started as {}", hello.from.0, hello.kind));
     }
     me.others.borrow_mut().remove(&hello.from);
+    let mut traffic = None;
     while let Some(frame) = frames.next().await? {
         if !me.addresses.borrow().contains_key(&hello.from) {
             return refuse(format!("{:016x} is not a member", hello.from.0));
         }
+        let traffic = traffic.get_or_insert_with(|| me.traffic.of(hello.from));
+        traffic.received(HEADER_BYTES + frame.head.len() + frame.payload.len());
         match PeerMessage::decode(&frame.head) {
             Ok(message) => {
                 if received.send((hello.from, message)).await.is_err() {

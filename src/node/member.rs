@@ -17,6 +17,7 @@ use brickraft_engine::types::NodeId;
 use brickraft_net::etcd::{Limits, Metrics, Port, Settings};
 use brickraft_net::peers::{self, Addresses, PeerAddress, PeerPort, PeerTls, Who};
 use brickraft_net::stream::Listener;
+use brickraft_net::traffic::Traffic;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -107,12 +108,13 @@ async fn open(
     let (handle, inbox) = MemberHandle::new(store, core.status(), clock);
     let who = Who { cluster_id, id, kind: config.kind() };
     let (addresses, addresses_rx) = watch::channel(plan.addresses);
-    let transport = peers::start(who, peer_ports, peer_tls.clone(), addresses_rx, handle.status_watch());
+    let traffic = Arc::new(Traffic::default());
+    let transport = peers::start(who, peer_ports, peer_tls.clone(), addresses_rx, handle.status_watch(), traffic.clone());
     spawn_local(follow_membership(handle.clone(), addresses));
     spawn_local(introduce(handle.clone(), config.clone()));
     spawn_local(super::compactor::run(handle.clone(), config.auto_compaction));
     let (closing, closed) = watch::channel(false);
-    let settings = settings(config, stats);
+    let settings = settings(config, stats, traffic);
     for port in client_ports {
         let mut closed = closed.clone();
         let serve = brickraft_net::etcd::serve_with(port, handle.clone(), settings.clone(), async move {
@@ -141,7 +143,7 @@ async fn open(
 }
 
 /// How the client ports behave.
-fn settings(config: &ServerConfig, stats: SharedStats) -> Settings {
+fn settings(config: &ServerConfig, stats: SharedStats, traffic: Arc<Traffic>) -> Settings {
     Settings {
         limits: Limits { txn_ops_max: config.txn_ops_max, request_bytes_max: config.request_bytes_max },
         quota_bytes: config.quota_bytes,
@@ -150,7 +152,7 @@ fn settings(config: &ServerConfig, stats: SharedStats) -> Settings {
         gateway: config.gateway,
         client_cert_auth: config.client_tls.cert_auth,
         auth: config.auth.clone(),
-        metrics: Arc::new(Metrics::new(stats, super::process::metrics)),
+        metrics: Arc::new(Metrics::new(stats, traffic, super::process::metrics)),
         ..Settings::default()
     }
 }

@@ -30,8 +30,10 @@ pub fn metrics() -> String {
     add("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.", start);
     let open = std::fs::read_dir(Path::new("/proc/self/fd")).ok().map(|dir| dir.count() as f64);
     add("process_open_fds", "gauge", "Number of open file descriptors.", open);
+    add("os_fd_used", "gauge", "The number of used file descriptors.", open);
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     add("process_max_fds", "gauge", "Maximum number of open file descriptors.", limit.map(|n| n as f64));
+    add("os_fd_limit", "gauge", "The file descriptor limit.", limit.map(|n| n as f64));
     page
 }
 
@@ -45,6 +47,8 @@ mod tests {
     #[test]
     fn all_figures_are_there() {
         let page = super::metrics();
+        let value = |name: &str| page.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<f64>().ok());
+        assert!(value("os_fd_used ").is_some_and(|n| n > 0.0) && value("os_fd_limit ") == value("process_max_fds "));
         for name in ["cpu_seconds_total", "resident_memory_bytes", "virtual_memory_bytes", "start_time_seconds", "open_fds", "max_fds"] {
             let line = page.lines().find(|l| l.starts_with(&format!("process_{name} "))).unwrap_or_else(|| panic!("{name}: {page}"));
             let value: f64 = line.rsplit_once(' ').expect("a value").1.parse().expect("a number");

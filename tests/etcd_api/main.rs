@@ -5,6 +5,7 @@ mod auth;
 mod commands;
 mod failures;
 mod membership;
+mod metrics;
 mod recovery;
 mod servers;
 mod snapshot;

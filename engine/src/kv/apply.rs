@@ -14,6 +14,7 @@ use super::overlay::{self, Overlay, Recent};
 use super::read::{Hit, Layer, Numbers, Span, View};
 use super::store::{ApplyEntry, ApplyOutcome, MemberAttributes, Wanted};
 use super::table::{Rows, Tbl};
+use super::tally::Tally;
 use super::types::{
     Applied, Command, CommandResponse, Compare, CompareOp, CompareTarget, DeleteRangeRequest, Event, KeyValue, Keyspace, KvError,
     OpResponse, PutRequest, TxnOp, TxnRequest,
@@ -88,6 +89,10 @@ pub(super) struct Writer<'t> {
     /// What `auth_table` holds.
     pub(super) auth: Arc<AuthState>,
     wants: Wants<'t>,
+    /// By key space.
+    tally: [Tally; 2],
+    /// Operations counted before the transaction that is under way.
+    ops_before: u64,
 }
 
 /// Inserts, keeping count of the bytes in use.
@@ -134,7 +139,22 @@ impl<'t> Writer<'t> {
             auth_table: table(4, auth_table),
             auth,
             wants,
+            tally: Default::default(),
+            ops_before: 0,
         }
+    }
+
+    /// What was done with the user's keys and leases.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally[Keyspace::User as usize]
+    }
+
+    /// Counts what was done since the last call as a transaction, where it is more than one operation.
+    fn end_txn(&mut self, keyspace: Keyspace) {
+        let tally = &mut self.tally[keyspace as usize];
+        let ops = tally.ops();
+        tally.txns += u64::from(ops - self.ops_before > 1);
+        self.ops_before = ops;
     }
 
     /// What it led to, alarms, users, and the membership where that changed.
@@ -179,11 +199,13 @@ impl<'t> Writer<'t> {
                 return Err(StoreError::Gap { applied: self.state.applied, got: entry.index });
             }
             if let Some(command) = &entry.command {
+                self.ops_before = self.tally[keyspace as usize].ops();
                 result = match self.command(command, &mut change) {
                     Ok(response) => Ok(response),
                     Err(Stop::Kv(error)) => Err(error),
                     Err(Stop::Store(error)) => return Err(error),
                 };
+                self.end_txn(keyspace);
             }
             if let Some(membership) = &entry.membership {
                 self.membership = Some(membership.clone());
@@ -213,6 +235,9 @@ impl<'t> Writer<'t> {
             Command::DeleteRange(_, delete) => self.delete_range(delete, change).map(CommandResponse::Op),
             Command::Txn(_, txn) => {
                 let path = self.choose(txn, change)?;
+                if !reads_only(txn) {
+                    self.end_txn(change.keyspace);
+                }
                 self.check_path(txn, &path, change)?;
                 self.txn(txn, &path, change).map(CommandResponse::Op)
             }
@@ -256,6 +281,9 @@ impl<'t> Writer<'t> {
     fn put(&mut self, put: &PutRequest, change: &mut Change) -> Result<OpResponse, Stop> {
         let wanted = (self.wants)(change.keyspace, &put.key);
         let wants_prev = put.prev_kv || wanted == Wanted::EventAndPrev;
+        let tally = &mut self.tally[change.keyspace as usize];
+        tally.puts += 1;
+        tally.ranges += u64::from(put.prev_kv || put.ignore_value || put.ignore_lease);
         let hash = KeyHash::of(&put.key);
         // Most puts need no more than numbers of what they supersede.
         let (hit, old) = if wants_prev || put.ignore_value {
@@ -341,6 +369,9 @@ impl<'t> Writer<'t> {
     }
 
     fn delete_range(&mut self, request: &DeleteRangeRequest, change: &mut Change) -> Result<OpResponse, Stop> {
+        let tally = &mut self.tally[change.keyspace as usize];
+        tally.deletes += 1;
+        tally.ranges += u64::from(request.prev_kv);
         let hits = self.view(change).all(Span::new(&request.key, &request.range_end), request.prev_kv)?;
         let deleted = hits.len() as u64;
         let mut prev_kvs = Vec::new();
@@ -354,9 +385,10 @@ impl<'t> Writer<'t> {
     }
 
     /// Evaluates the comparisons, nested ones too, on the state before the transaction (as etcd does).
-    fn choose(&self, txn: &TxnRequest, change: &Change) -> Result<Path, Stop> {
+    fn choose(&mut self, txn: &TxnRequest, change: &Change) -> Result<Path, Stop> {
         let mut succeeded = true;
         for compare in &txn.compare {
+            self.tally[change.keyspace as usize].ranges += 1;
             if !self.holds(compare, change)? {
                 succeeded = false;
                 break;
@@ -404,7 +436,10 @@ impl<'t> Writer<'t> {
         let mut responses = Vec::with_capacity(ops.len());
         for op in ops {
             responses.push(match op {
-                TxnOp::Range(range) => OpResponse::Range(self.view(change).range(range).map_err(Stop::from_read)?),
+                TxnOp::Range(range) => {
+                    self.tally[change.keyspace as usize].ranges += 1;
+                    OpResponse::Range(self.view(change).range(range).map_err(Stop::from_read)?)
+                }
                 TxnOp::Put(put) => self.put(put, change)?,
                 TxnOp::DeleteRange(delete) => self.delete_range(delete, change)?,
                 TxnOp::Txn(inner) => match nested.next() {
@@ -440,6 +475,7 @@ impl<'t> Writer<'t> {
         }
         let ttl_s = ttl_s.max(1);
         insert(&mut self.leases, &mut self.state.used_bytes, &key, &ttl_s.to_le_bytes())?;
+        self.tally[Keyspace::User as usize].leases_granted += 1;
         Ok(CommandResponse::LeaseGranted { id, ttl_s })
     }
 
@@ -447,7 +483,9 @@ impl<'t> Writer<'t> {
         if !remove(&mut self.leases, &mut self.state.used_bytes, &id.to_be_bytes())? {
             return Err(Stop::Kv(KvError::LeaseNotFound));
         }
+        self.tally[Keyspace::User as usize].leases_revoked += 1;
         for key in lease_keys(&self.attached.rows(), id)? {
+            self.tally[change.keyspace as usize].deletes += 1;
             match self.view(change).get(&key, false)? {
                 Some(hit) => self.delete(hit, change)?,
                 None => return Err(damaged("attached", "key that does not exist", &key).into()),
@@ -498,6 +536,11 @@ impl<'t> Writer<'t> {
         };
         Ok(CommandResponse::Alarms(if changed { vec![alarm] } else { Vec::new() }))
     }
+}
+
+/// Whether no branch of it changes anything, by itself.
+fn reads_only(txn: &TxnRequest) -> bool {
+    txn.success.iter().chain(&txn.failure).all(|op| matches!(op, TxnOp::Range(_)))
 }
 
 fn compares(compare: &Compare, kv: &KeyValue) -> bool {

@@ -30,6 +30,7 @@ mod segments;
 mod snapshot;
 mod store;
 mod table;
+mod tally;
 pub mod types;
 mod watch;
 
@@ -40,7 +41,8 @@ pub use error::{ReadError, StoreError};
 pub use lessor::Lessor;
 pub use snapshot::{RestoreWriter, SNAPSHOT_CHUNK_BYTES_MAX, SnapshotHeader, SnapshotReader};
 pub use store::{ApplyEntry, ApplyOutcome, EventPage, LeaseInfo, MemberAttributes, Store, StoreSizes, Wanted};
-pub use watch::{WatchConfig, WatchHub, WatchId, WatchOutput, WatchRequest};
+pub use tally::Tally;
+pub use watch::{WatchConfig, WatchCounts, WatchHub, WatchId, WatchOutput, WatchRequest};
 
 #[cfg(test)]
 mod tests;

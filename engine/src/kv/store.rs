@@ -19,6 +19,7 @@ use super::read::{Layer, View};
 use super::segments::{OneFile, SegmentFiles, Storage};
 use super::snapshot::{RestoreWriter, SnapshotReader};
 use super::table::{OwnedRows, Rows};
+use super::tally::Tally;
 use super::types::{Applied, Command, Event, KeyValue, Keyspace, RangeRequest, RangeResponse};
 use crate::types::{Index, NodeId, Revision, Term};
 use bytes::Bytes;
@@ -146,6 +147,8 @@ pub(super) struct Inner {
     /// Memory that `recent` and `frozen` take.
     recent_bytes: AtomicUsize,
     frozen_bytes: AtomicUsize,
+    /// Of the user's key space.
+    tally: Tally<AtomicU64>,
     pub(super) restoring: AtomicBool,
     /// A batch, checkpoint or restore failed half-way.
     pub(super) broken: AtomicBool,
@@ -279,6 +282,7 @@ impl Store {
             layers: Mutex::new(Layers { recent: Arc::default(), frozen: None, base, state, alarms, auth: Arc::new(auth), membership }),
             recent_bytes: AtomicUsize::new(0),
             frozen_bytes: AtomicUsize::new(0),
+            tally: Tally::default(),
             restoring: AtomicBool::new(false),
             broken: AtomicBool::new(false),
         };
@@ -378,6 +382,7 @@ impl Store {
         // Until it is done, so that an error or a panic in the midst leaves it so.
         self.inner.broken.store(true, Ordering::Release);
         let result = f(&mut writer)?;
+        self.inner.tally.add(writer.tally());
         let (state, alarms, auth, membership) = writer.finish();
         let mut layers = lock(&self.inner.layers);
         layers.state = state;
@@ -533,6 +538,9 @@ impl Store {
     /// Answers a range, with the revision the store was at (for the response header).
     pub fn range(&self, keyspace: Keyspace, request: &RangeRequest) -> Result<(RangeResponse, Revision), ReadError> {
         super::check::check_range(request)?;
+        if keyspace == Keyspace::User {
+            self.inner.tally.ranges.fetch_add(1, Ordering::Relaxed);
+        }
         let reading = self.reading(keyspace);
         Ok((reading.view().range(request)?, reading.layers.state.revision(keyspace)))
     }
@@ -604,6 +612,12 @@ impl Store {
     pub fn sizes(&self) -> StoreSizes {
         let file_bytes = self.inner.file_bytes.load(Ordering::Relaxed) + self.inner.history.bytes();
         StoreSizes { file_bytes, in_use_bytes: self.state().used_bytes + self.recent_bytes() as u64 }
+    }
+
+    /// How often what was done with the user's keys and leases.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.inner.tally.view()
     }
 
     /// A hash over what is visible at the compaction revision and the history from there to `revision` (0:

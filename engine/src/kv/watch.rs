@@ -151,6 +151,27 @@ impl Watcher {
     }
 }
 
+/// How many watchers a key space has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchCounts {
+    /// All.
+    pub watchers: usize,
+    /// Those of them that lag.
+    pub slow: usize,
+    /// Events in their queues.
+    pub pending_events: usize,
+}
+
+impl WatchCounts {
+    /// [`Watcher::offer`], counted.
+    fn offer(&mut self, watcher: &mut Watcher, event: &Arc<Event>, config: &WatchConfig) -> bool {
+        let before = watcher.queue.len();
+        let fits = watcher.offer(event, config);
+        self.pending_events = self.pending_events + watcher.queue.len() - before;
+        fits
+    }
+}
+
 /// One key space's side of the hub.
 #[derive(Debug, Default)]
 struct Side {
@@ -161,6 +182,7 @@ struct Side {
     lagging: Lookup,
     /// Those behind that may be served.
     behind: BTreeSet<WatchId>,
+    counts: WatchCounts,
 }
 
 /// All watchers of a member.
@@ -211,7 +233,9 @@ impl WatchHub {
         } else {
             side.lagging.insert(id, &request);
             side.behind.insert(id);
+            side.counts.slow += 1;
         }
+        side.counts.watchers += 1;
         self.prev_kvs += usize::from(request.prev_kv);
         let watcher = Watcher {
             keyspace,
@@ -236,6 +260,9 @@ impl WatchHub {
         side.synced.remove(id, &watcher.request);
         side.lagging.remove(id, &watcher.request);
         side.behind.remove(&id);
+        side.counts.watchers -= 1;
+        side.counts.slow -= usize::from(watcher.mode != Mode::Synced);
+        side.counts.pending_events -= watcher.queue.len();
         true
     }
 
@@ -280,8 +307,9 @@ impl WatchHub {
             let shared = Arc::new(event.clone());
             for &id in &self.interested {
                 let Some(watcher) = self.watchers.get_mut(&id) else { continue };
-                if !watcher.offer(&shared, &self.config) {
+                if !side.counts.offer(watcher, &shared, &self.config) {
                     watcher.mode = Mode::Parked;
+                    side.counts.slow += 1;
                     side.synced.remove(id, &watcher.request);
                     side.lagging.insert(id, &watcher.request);
                 }
@@ -303,6 +331,7 @@ impl WatchHub {
                 watcher.next = watcher.next.max(before.next());
                 if watcher.next <= side.seen {
                     watcher.mode = Mode::Behind;
+                    side.counts.slow += 1;
                     side.synced.remove(id, &watcher.request);
                     side.lagging.insert(id, &watcher.request);
                     side.behind.insert(id);
@@ -347,7 +376,7 @@ impl WatchHub {
             let shared = Arc::new(event.clone());
             for &id in &self.interested {
                 let Some(watcher) = self.watchers.get_mut(&id).filter(|w| w.mode == Mode::Behind) else { continue };
-                if !watcher.offer(&shared, &self.config) {
+                if !side.counts.offer(watcher, &shared, &self.config) {
                     watcher.mode = Mode::Parked;
                     side.behind.remove(&id);
                 }
@@ -355,7 +384,7 @@ impl WatchHub {
             }
         }
         let (watchers, ready) = (&mut self.watchers, &mut self.ready);
-        let Side { seen, synced, lagging, behind } = side;
+        let Side { seen, synced, lagging, behind, counts } = side;
         behind.retain(|&id| {
             let Some(watcher) = watchers.get_mut(&id) else { return false };
             watcher.next = watcher.next.max(next);
@@ -363,6 +392,7 @@ impl WatchHub {
                 return true;
             }
             watcher.mode = Mode::Synced;
+            counts.slow -= 1;
             lagging.remove(id, &watcher.request);
             synced.insert(id, &watcher.request);
             Self::announce(ready, id, watcher);
@@ -402,7 +432,9 @@ impl WatchHub {
     pub fn poll(&mut self, id: WatchId, events_max: usize) -> Option<WatchOutput> {
         let watcher = self.watchers.get_mut(&id)?;
         let side = &mut self.sides[watcher.keyspace as usize];
+        let before = watcher.queue.len();
         let output = watcher.take(events_max);
+        side.counts.pending_events -= before - watcher.queue.len();
         if watcher.mode == Mode::Parked
             && watcher.compacted.is_none()
             && watcher.queue.len() <= self.config.queue_events_max / 2
@@ -445,10 +477,9 @@ impl WatchHub {
         self.sides[keyspace as usize].seen
     }
 
-    /// How many watchers there are, and how many of them lag.
+    /// How many watchers there are.
     #[must_use]
-    pub fn counts(&self) -> (usize, usize) {
-        let lagging = self.watchers.values().filter(|w| w.mode != Mode::Synced).count();
-        (self.watchers.len(), lagging)
+    pub fn counts(&self, keyspace: Keyspace) -> WatchCounts {
+        self.sides[keyspace as usize].counts
     }
 }

@@ -5,10 +5,11 @@ use super::leader::LeaderSide;
 use super::origin::Origin;
 use super::recovery::{self, OpenError, Start};
 use super::snapshot::Transfers;
+use super::stats::SharedStats;
 use super::types::{MemberConfig, MemberError, MemberEvent, MemberOutput, MemberStatus, PeerMessage};
 use crate::io::Io;
 use crate::kv::types::Keyspace;
-use crate::kv::{Lessor, MemberAttributes, Store, WatchConfig, WatchHub, WatchId, WatchOutput, WatchRequest};
+use crate::kv::{Lessor, MemberAttributes, Store, WatchConfig, WatchCounts, WatchHub, WatchId, WatchOutput, WatchRequest};
 use crate::raft::{Membership, Output, Persist, RaftConfig, RaftCore, Role};
 use crate::types::{Entry, GroupId, Index, NodeId, Term, Time};
 use crate::wal::{LogBatch, Lsn, Wal, WalError};
@@ -16,6 +17,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The coordination store's Raft group.
 pub const GROUP: GroupId = GroupId(1);
@@ -237,6 +239,9 @@ impl<I: Io> MemberCore<I> {
         for round in output.reads_failed {
             self.on_unconfirmed(now, round);
         }
+        for (peer, took) in output.round_trips {
+            self.config.stats.round_trips.record(peer, took);
+        }
         for to in output.send_snapshot {
             self.start_transfer(now, to)?;
         }
@@ -357,6 +362,32 @@ impl<I: Io> MemberCore<I> {
             membership: self.members.clone(),
             stopped: self.stopped.clone(),
         }
+    }
+
+    /// Writes down for others what only its own thread knows. Costs some stores.
+    pub fn show_figures(&self) {
+        let stats = &self.config.stats;
+        let store = |figure: &AtomicU64, value: u64| figure.store(value, Ordering::Relaxed);
+        let WatchCounts { watchers, slow, pending_events } = self.hub.counts(Keyspace::User);
+        store(&stats.committed, self.raft.committed().0);
+        store(&stats.applied, self.applied.0);
+        store(&stats.log_bytes, self.wal.written_bytes());
+        store(&stats.late_heartbeats, self.raft.late_heartbeats());
+        store(&stats.watchers, watchers as u64);
+        store(&stats.slow_watchers, slow as u64);
+        store(&stats.pending_events, pending_events as u64);
+    }
+
+    /// Its figures.
+    #[must_use]
+    pub fn stats(&self) -> &SharedStats {
+        &self.config.stats
+    }
+
+    /// The last applied index.
+    #[must_use]
+    pub fn applied(&self) -> Index {
+        self.applied
     }
 
     /// The store.

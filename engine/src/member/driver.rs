@@ -7,6 +7,7 @@ use super::apply::RECENT_BYTES_HURRY;
 use super::core::MemberCore;
 use super::handle::{Call, Clock, Control, Inbox, ReplyTo};
 use super::job::{StoreDone, StoreJob};
+use super::stats::SharedStats;
 use super::types::{MemberError, MemberEvent, MemberOutput, PeerMessage};
 use super::watches::WatchSink;
 use crate::io::Io;
@@ -30,6 +31,8 @@ const BATCH_MAX: usize = 1024;
 const REST_MAX: Duration = Duration::from_millis(10);
 /// And for less than this it does not sleep: waking up has its price.
 const REST_MIN: Duration = Duration::from_millis(2);
+/// Entries that a turn longer than this applied are slow (etcd `--experimental-warning-apply-duration`).
+const SLOW_APPLY: Duration = Duration::from_millis(100);
 /// Events of one watcher in one update.
 const WATCH_EVENTS_MAX: usize = 1000;
 
@@ -101,6 +104,7 @@ struct Driver<I: Io> {
     ended: Option<Result<(), DriverError>>,
     shown: Option<(crate::raft::Role, crate::types::Term, Option<NodeId>)>,
     dropped: u64,
+    stats: SharedStats,
 }
 
 /// Sleeps until `due` has passed since `begun`, unless it becomes urgent to go on; says for how long.
@@ -138,6 +142,7 @@ pub async fn run<I: Io>(core: MemberCore<I>, inbox: Inbox, transport: Transport)
         None => None,
     };
     let mut driver = Driver {
+        stats: core.stats().clone(),
         core,
         inbox,
         transport,
@@ -172,11 +177,17 @@ impl<I: Io> Driver<I> {
 
     fn turn(&mut self) {
         let now = self.now();
+        let before = self.core.applied();
         self.core.advance(now);
+        let applied = self.core.applied().0.saturating_sub(before.0);
+        if applied > 0 && self.now().since(now) > SLOW_APPLY {
+            self.stats.slow_applies.fetch_add(applied, Ordering::Relaxed);
+        }
         while let Some(output) = self.core.poll_output() {
             self.output(output);
         }
         self.feed_watchers();
+        self.core.show_figures();
         self.show();
     }
 

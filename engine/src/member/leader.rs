@@ -9,6 +9,7 @@ use crate::kv::types::{Command, KvError};
 use crate::raft::{ConfChange, ConfError, ProposeError, Role};
 use crate::types::{Index, NodeId, Term, Time};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Leases whose revocation is proposed at once; the others follow at the next turn.
@@ -255,7 +256,10 @@ impl<I: Io> MemberCore<I> {
             for w in entry.remove() {
                 let result = match w.ask {
                     Ask::LeaseKeepAlive(id) => match self.lessor.renew(now, id) {
-                        Some(ttl_s) => Ok(Answer::LeaseKeepAlive { ttl_s }),
+                        Some(ttl_s) => {
+                            self.config.stats.leases_renewed.fetch_add(1, Ordering::Relaxed);
+                            Ok(Answer::LeaseKeepAlive { ttl_s })
+                        }
                         None => Err(AskError::Refused(MemberError::Kv(KvError::LeaseNotFound))),
                     },
                     Ask::LeaseTtl { id, keys } => self.lease_left(now, id, keys).map_err(AskError::Refused),

@@ -230,6 +230,12 @@ impl<I: Io> MemberCore<I> {
 
     fn finish(&mut self, number: u64, result: Result<MemberReply, MemberError>) {
         if let Some(pending) = self.origin.pending.remove(&number) {
+            if let (Kind::Read { .. }, Err(e)) = (&pending.kind, &result) {
+                let late = matches!(e, MemberError::Timeout | MemberError::TimeoutLeaderFail);
+                let stats = &self.config.stats;
+                let count = if late { &stats.reads_late } else { &stats.reads_failed };
+                count.fetch_add(1, Ordering::Relaxed);
+            }
             self.reply(pending.client, result);
         }
     }

@@ -13,6 +13,10 @@ use crate::types::{Entry, EntryKind, HardState, Index, NodeId, Term, Time};
 use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// A heartbeat without an answer for so many election time-outs is not timed any more.
+const PING_LOST: u32 = 2;
 
 /// One Raft node. See [the module](super) for the driver's duties.
 #[derive(Debug)]
@@ -36,6 +40,7 @@ pub struct RaftCore {
     pub(super) out: Outbox,
     announced: Option<RoleChange>,
     ignored: (u64, &'static str),
+    late_heartbeats: u64,
 }
 
 #[derive(Debug)]
@@ -101,6 +106,7 @@ pub(super) struct Outbox {
     pub reads: Vec<(u64, Index)>,
     pub reads_failed: Vec<u64>,
     pub send_snapshot: Vec<NodeId>,
+    pub round_trips: Vec<(NodeId, Duration)>,
 }
 
 impl Outbox {
@@ -170,6 +176,7 @@ impl RaftCore {
             out: Outbox::default(),
             announced: None,
             ignored: (0, ""),
+            late_heartbeats: 0,
             config,
         };
         core.reset_election_timer();
@@ -260,13 +267,21 @@ impl RaftCore {
             lead.transfer = None; // the follower did not take over: serve on
         }
         if now >= lead.heartbeat_at {
+            if now.since(lead.heartbeat_at) > self.config.heartbeat {
+                self.late_heartbeats += lead.peers.len() as u64;
+            }
             lead.heartbeat_at = now.after(self.config.heartbeat);
             if let Some(transfer) = &mut lead.transfer {
                 transfer.asked = false;
             }
-            let round = if self.config.lease_reads { lead.reads.begin_round(now) } else { lead.reads.round };
+            // A round of its own, so that its answers can be told from those to others.
+            let round = lead.reads.begin_round(now);
             let commit = self.log.commit();
-            for (id, peer) in &lead.peers {
+            for (id, peer) in &mut lead.peers {
+                // One that takes longer than the interval is waited for; one that is lost is not, for ever.
+                if peer.ping.is_none_or(|(_, at)| now >= at.after(self.config.election_timeout * PING_LOST)) {
+                    peer.ping = Some((round, now));
+                }
                 let body = Body::Heartbeat { commit: commit.min(peer.matched), round };
                 self.out.send(self.term, *id, body);
             }
@@ -319,6 +334,7 @@ impl RaftCore {
             reads: std::mem::take(&mut self.out.reads),
             reads_failed: std::mem::take(&mut self.out.reads_failed),
             send_snapshot: std::mem::take(&mut self.out.send_snapshot),
+            round_trips: std::mem::take(&mut self.out.round_trips),
             role_changed,
             more,
         }
@@ -407,6 +423,12 @@ impl RaftCore {
     #[must_use]
     pub fn hard_state(&self) -> HardState {
         HardState { term: self.term, vote: self.vote, commit: self.log.commit() }
+    }
+
+    /// Heartbeats that were sent more than an interval late.
+    #[must_use]
+    pub fn late_heartbeats(&self) -> u64 {
+        self.late_heartbeats
     }
 
     /// The commit index.

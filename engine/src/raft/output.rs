@@ -151,6 +151,8 @@ pub struct Output {
     /// Followers that need the state machine's state: stream it, then
     /// [`report_snapshot`](super::RaftCore::report_snapshot), without fail.
     pub send_snapshot: Vec<NodeId>,
+    /// How long heartbeats and their answers took, by follower; for figures only.
+    pub round_trips: Vec<(NodeId, Duration)>,
     /// If there was one.
     pub role_changed: Option<RoleChange>,
     /// More committed entries are ready than `apply_bytes_max`: take another output after these.
@@ -167,6 +169,7 @@ impl Output {
             && self.reads.is_empty()
             && self.reads_failed.is_empty()
             && self.send_snapshot.is_empty()
+            && self.round_trips.is_empty()
             && self.role_changed.is_none()
             && !self.more
     }

@@ -58,6 +58,8 @@ pub(super) struct Peer {
     pub waited: Index,
     /// The latest ReadIndex round that it answered.
     pub round: u64,
+    /// The round and the time of a heartbeat whose answer will be timed.
+    pub ping: Option<(u64, Time)>,
     /// The index of the change that removed it; it is served until it knows.
     pub leaving: Option<Index>,
 }
@@ -79,6 +81,7 @@ impl Peer {
             behind_since: None,
             waited: Index(0),
             round: 0,
+            ping: None,
             leaving: None,
         }
     }

@@ -125,6 +125,13 @@ impl RaftCore {
         let Some(peer) = lead.peers.get_mut(&from) else { return };
         peer.heard = Some(now);
         peer.round = peer.round.max(round.min(latest));
+        if let Some((sent, at)) = peer.ping.filter(|(sent, _)| *sent <= round) {
+            peer.ping = None;
+            // An answer to a later one says that this one's was lost.
+            if sent == round {
+                self.out.round_trips.push((from, now.since(at)));
+            }
+        }
         // Appends may have been lost. Not at every reply: rounds of reads make many.
         if now < peer.probed_at.after(heartbeat) {
             return;

@@ -34,6 +34,7 @@ pub struct Wal<I: Io> {
     durable_number: u64,
     appended: Lsn,
     durable: Lsn,
+    written_bytes: u64,
     /// The lowest segment that recovery needs, once all that is queued is durable.
     floor: u64,
     pool: Vec<AlignedBuf>,
@@ -97,6 +98,7 @@ impl<I: Io> Wal<I> {
             durable_number: start.last_number,
             appended: Lsn(0),
             durable: Lsn(0),
+            written_bytes: 0,
             floor: start.floor,
             pool: Vec::new(),
             completions: Vec::new(),
@@ -336,6 +338,7 @@ impl<I: Io> Wal<I> {
         buf.pad_to_block();
         self.chain = chain_hash(&header);
         self.next_number += 1;
+        self.written_bytes += buf.len() as u64;
         self.in_flight.push_back(Flying { number, last, floor, done: false });
         self.io.submit(number, IoOp::Write { file, offset, data: buf, durable: true }).map_err(|e| {
             let action = format!("write batch {number} to segment {} at byte {offset}", segment_name(segment));
@@ -364,6 +367,11 @@ impl<I: Io> Wal<I> {
     /// The highest durable LSN.
     pub const fn durable(&self) -> Lsn {
         self.durable
+    }
+
+    /// Bytes handed to the disk since the start, headers and padding included.
+    pub const fn written_bytes(&self) -> u64 {
+        self.written_bytes
     }
 
     /// Whether an append waits for durability.

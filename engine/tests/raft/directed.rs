@@ -471,3 +471,41 @@ fn what_does_not_fit_together_is_refused_at_the_start() {
     let conf = Entry { kind: EntryKind::Conf, data: Bytes::from_static(&[0xff]), ..entry(1, 1) };
     assert_eq!(start(vec![conf], 0), Some(InitialError::Conf(Index(1))));
 }
+
+/// Also where the way is longer than the interval between heartbeats, and with reads' rounds in between.
+#[test]
+fn heartbeats_are_timed() {
+    let mut net = Net::new(3, 19);
+    let leader = net.elect();
+    let away = others(&net, leader)[1];
+    for (delay, ctx) in [(1_000, 1), (30_000, 2)] {
+        net.delay = delay..delay + 1;
+        net.run(200);
+        net.round_trips.clear();
+        net.read(leader, ctx).unwrap();
+        net.run(400);
+        for peer in others(&net, leader) {
+            let trips: Vec<u64> = net.round_trips.iter().filter(|(id, _)| *id == peer).map(|(_, took)| took.as_micros() as u64).collect();
+            assert!(trips.len() >= 4 && trips.iter().all(|took| (2 * delay..2 * delay + 100).contains(took)), "{trips:?}");
+        }
+    }
+    assert_eq!(net.leader(), Some(leader));
+    net.isolate(&[away]);
+    net.run(100);
+    net.round_trips.clear();
+    net.run(1_000);
+    assert!(!net.round_trips.is_empty() && net.round_trips.iter().all(|(peer, _)| *peer != away), "lost ones have no time");
+}
+
+#[test]
+fn a_leader_that_was_held_up_knows_of_late_heartbeats() {
+    let mut net = Net::new(3, 20);
+    let leader = net.elect();
+    net.run(100);
+    assert_eq!(net.core(leader.0).late_heartbeats(), 0);
+    net.now += 45 * MS;
+    net.run(1);
+    assert_eq!(net.core(leader.0).late_heartbeats(), 2);
+    net.run(200);
+    assert_eq!(net.core(leader.0).late_heartbeats(), 2);
+}

@@ -80,6 +80,7 @@ pub struct Net {
     /// Messages held back instead of delivered, while set.
     pub capture: Option<Vec<(NodeId, NodeId, Message)>>,
     pub snapshots: u64,
+    pub round_trips: Vec<(NodeId, Duration)>,
 }
 
 pub fn id(n: u64) -> NodeId {
@@ -117,6 +118,7 @@ impl Net {
             sent: BTreeMap::new(),
             capture: None,
             snapshots: 0,
+            round_trips: Vec::new(),
         };
         for n in 1..=voters {
             let mut config = RaftConfig::new(id(n));
@@ -254,6 +256,7 @@ impl Net {
             for (to, msg) in output.messages {
                 self.send(n, to, msg);
             }
+            self.round_trips.extend(output.round_trips);
             for to in output.send_snapshot {
                 self.send_snapshot(n, to);
             }

@@ -122,7 +122,12 @@ where
             request.extensions_mut().insert(name.clone());
         }
         if let (Some(services), Some(method)) = (services, method) {
-            return FrontFuture::Grpc(call(services, request), Some(method));
+            let answer = if method.streams() {
+                call(services, request.map(|body| Received { body, messages: Messages::default(), method: method.clone() }))
+            } else {
+                call(services, request)
+            };
+            return FrontFuture::Grpc(answer, Some(method));
         }
         let path = request.uri().path();
         if pages::is_page(path) {
@@ -183,7 +188,14 @@ where
                     // A refusal is all header.
                     Some(code) => method.handled(code as usize),
                     None if method.streams() => {
-                        let counted = |body| Reply::Other(Body::new(Counted { body, method: Some(method), code: Code::Cancelled }));
+                        let counted = |body| {
+                            Reply::Other(Body::new(Counted {
+                                body,
+                                method: Some(method),
+                                code: Code::Cancelled,
+                                messages: Messages::default(),
+                            }))
+                        };
                         return Poll::Ready(Ok(response.map(counted)));
                     }
                     None => method.handled(Code::Ok as usize),
@@ -194,11 +206,73 @@ where
     }
 }
 
+/// Finds messages in what goes by: each has five bytes before it, whether it is compressed and its length.
+#[derive(Default)]
+struct Messages {
+    prefix: [u8; 5],
+    /// What has been seen of the prefix.
+    known: usize,
+    /// What is left of the message.
+    left: usize,
+}
+
+impl Messages {
+    /// How many messages begin here.
+    fn pass(&mut self, mut data: &[u8]) -> u64 {
+        let mut begun = 0;
+        while !data.is_empty() {
+            let in_message = self.left > 0;
+            let most = if in_message { self.left } else { self.prefix.len() - self.known };
+            let (now, rest) = data.split_at(most.min(data.len()));
+            data = rest;
+            if in_message {
+                self.left -= now.len();
+                continue;
+            }
+            self.prefix[self.known..self.known + now.len()].copy_from_slice(now);
+            self.known += now.len();
+            if self.known == self.prefix.len() {
+                let [_, a, b, c, d] = self.prefix;
+                self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                self.known = 0;
+                begun += 1;
+            }
+        }
+        begun
+    }
+}
+
+/// What a client sends on a stream.
+struct Received<B> {
+    body: B,
+    messages: Messages,
+    method: Arc<Method>,
+}
+
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Received<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
+            let begun = self.messages.pass(data);
+            self.method.received(begun);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
 /// A stream's body; its outcome is counted at its end, or when the client goes away before.
 struct Counted {
     body: Reply,
     method: Option<Arc<Method>>,
     code: Code,
+    messages: Messages,
 }
 
 impl http_body::Body for Counted {
@@ -206,13 +280,17 @@ impl http_body::Body for Counted {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Self { body, messages, method, code: end } = &mut *self;
+        let frame = ready!(Pin::new(body).poll_frame(cx));
         match &frame {
-            None => self.code = Code::Ok,
-            Some(Err(status)) => self.code = status.code(),
+            None => *end = Code::Ok,
+            Some(Err(status)) => *end = status.code(),
             Some(Ok(frame)) => {
+                if let (Some(data), Some(method)) = (frame.data_ref(), method) {
+                    method.sent(messages.pass(data));
+                }
                 if let Some(trailers) = frame.trailers_ref() {
-                    self.code = code(trailers).unwrap_or(Code::Ok);
+                    *end = code(trailers).unwrap_or(Code::Ok);
                 }
             }
         }
@@ -235,6 +313,16 @@ impl Drop for Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_are_found_however_they_are_cut() {
+        let bytes = [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0, 0, 0, 0, 0], &[1, 0, 0, 1, 1], &[7; 257]].concat();
+        for step in [1, 2, 5, 7, 100, bytes.len()] {
+            let mut messages = Messages::default();
+            assert_eq!(bytes.chunks(step).map(|piece| messages.pass(piece)).sum::<u64>(), 3, "{step}");
+            assert_eq!((messages.known, messages.left), (0, 0));
+        }
+    }
 
     #[test]
     fn the_time_that_a_client_waits() {

@@ -129,6 +129,7 @@ async fn health(api: &Api, query: &Query<'_>) -> Page {
     };
     let status = if reason.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let health = if reason.is_empty() { "true" } else { "false" };
+    api.settings().metrics.health_checked(reason.is_empty());
     Page { status, kind: JSON, text: serde_json::json!({ "health": health, "reason": reason }).to_string() }
 }
 

@@ -8,6 +8,7 @@ use super::Api;
 use super::answers::{Answers, Outlet};
 use super::auth::Caller;
 use super::convert;
+use super::metrics::OpenStream;
 use super::pb::etcdserverpb as pb;
 use super::pb::mvccpb;
 use super::status::ApiError;
@@ -21,6 +22,7 @@ use pb::watch_request::RequestUnion;
 use pb::watch_server::Watch;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -54,6 +56,9 @@ struct Session {
     api: Caller,
     out: Outlet<Answer>,
     watches: Watches,
+    /// For as long as the stream lives.
+    #[allow(dead_code, reason = "its end is what counts")]
+    open: OpenStream,
     /// By the client's ids.
     running: BTreeMap<i64, Running>,
     ids: BTreeMap<WatchId, i64>,
@@ -255,6 +260,7 @@ impl Session {
         let Some(running) = self.running.get_mut(&id) else { return };
         match output {
             WatchOutput::Events { revision, events } => {
+                self.api.settings().metrics.watch_events.fetch_add(events.len() as u64, Ordering::Relaxed);
                 running.idle = false;
                 let fragment = running.fragment;
                 self.events(id, fragment, revision, events).await
@@ -345,6 +351,7 @@ impl Watch for Api {
         caller.require_a_leader()?;
         let session = |out| Session {
             watches: caller.handle().watches(),
+            open: OpenStream::new(caller.settings().metrics.clone()),
             api: caller,
             out,
             running: BTreeMap::new(),

@@ -305,3 +305,59 @@ fn compacting_at_a_deletion_frees_what_was_deleted() {
     while store.collect_garbage(1).unwrap() {}
     assert!(store.sizes().in_use_bytes < empty + 200, "{:?}", store.sizes());
 }
+
+#[test]
+fn what_is_done_is_counted_as_etcd_counts() {
+    let store = memory();
+    let mut before = store.tally();
+    let mut counted = |what: &str, expected: Tally| {
+        let now = store.tally();
+        let more = Tally {
+            ranges: now.ranges - before.ranges,
+            puts: now.puts - before.puts,
+            deletes: now.deletes - before.deletes,
+            txns: now.txns - before.txns,
+            leases_granted: now.leases_granted - before.leases_granted,
+            leases_revoked: now.leases_revoked - before.leases_revoked,
+        };
+        before = now;
+        assert_eq!(more, expected, "{what}");
+    };
+    let none = Tally::default();
+    run(&store, put("a", "1"));
+    counted("put", Tally { puts: 1, ..none });
+    run(&store, Command::Put(U, PutRequest { key: b("a"), prev_kv: true, ..Default::default() }));
+    counted("put with the pair before", Tally { puts: 1, ranges: 1, txns: 1, ..none });
+    read(&store, &all());
+    counted("range", Tally { ranges: 1, ..none });
+    run(&store, put_lease("a", 9));
+    counted("refused", none);
+    run(&store, Command::Put(Keyspace::System, PutRequest { key: b("s"), ..Default::default() }));
+    store.range(Keyspace::System, &all()).unwrap();
+    counted("the cluster's own", none);
+
+    let there = || cmp("a", CompareOp::Greater, CompareTarget::Version(0));
+    run(&store, txn(vec![there()], vec![op(put("b", "1"))], vec![]));
+    counted("compare and put, as Kubernetes does", Tally { ranges: 1, puts: 1, ..none });
+    run(&store, txn(vec![there(), there()], vec![op(put("b", "2")), op(put("c", "2"))], vec![]));
+    counted("both parts are more than one operation", Tally { ranges: 2, puts: 2, txns: 2, ..none });
+    run(&store, txn(vec![there()], vec![TxnOp::Range(all())], vec![]));
+    counted("one that reads only is one", Tally { ranges: 2, txns: 1, ..none });
+    let inner = op(txn(vec![], vec![op(put("d", "")), op(put("e", ""))], vec![]));
+    run(&store, txn(vec![], vec![inner], vec![]));
+    counted("nested", Tally { puts: 2, txns: 1, ..none });
+    run(&store, Command::DeleteRange(U, DeleteRangeRequest { key: b("d"), range_end: b("f"), prev_kv: false }));
+    counted("two keys at once", Tally { deletes: 1, ..none });
+
+    run(&store, Command::LeaseGrant { id: 9, ttl_s: 10 });
+    run(&store, Command::LeaseGrant { id: 9, ttl_s: 10 });
+    counted("granted once", Tally { leases_granted: 1, ..none });
+    run(&store, put_lease("l1", 9));
+    run(&store, put_lease("l2", 9));
+    run(&store, Command::LeaseRevoke { id: 9 });
+    run(&store, Command::LeaseRevoke { id: 9 });
+    counted("its keys go with it", Tally { puts: 2, deletes: 2, txns: 1, leases_revoked: 1, ..none });
+    let again = entry(store.applied().0.0, put("a", "2"));
+    assert!(store.apply(&[again]).unwrap()[0].skipped);
+    counted("skipped", none);
+}

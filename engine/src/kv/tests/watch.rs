@@ -59,7 +59,8 @@ fn watchers_see_now_the_past_and_the_future() {
     assert!(hub.cancel(now) && !hub.cancel(now));
     run_watched(&store, &mut hub, put("a", ""));
     assert_eq!(hub.poll(now, 1), None);
-    assert_eq!(hub.counts(), (3, 0));
+    assert_eq!(hub.counts(U), WatchCounts { watchers: 2, slow: 0, pending_events: 2 }, "the two have not taken the last put");
+    assert_eq!(hub.counts(Keyspace::System).watchers, 1);
 }
 
 #[test]
@@ -95,7 +96,7 @@ fn a_compacted_start_cancels() {
     catch_up(&store, &mut hub);
     assert_eq!(drain(&mut hub, gone), ["compacted@8"]);
     assert_eq!(drain(&mut hub, kept), ["+a@8", "+a@9", "+a@10", "+a@11"]);
-    assert_eq!(hub.counts(), (1, 0));
+    assert_eq!(hub.counts(U), WatchCounts { watchers: 1, ..WatchCounts::default() });
 }
 
 #[test]
@@ -110,10 +111,10 @@ fn a_slow_watcher_lags_in_bounded_memory_and_loses_nothing() {
         run_watched(&store, &mut hub, put(&format!("a{}", i % 7), ""));
         seen += drain(&mut hub, quick).len();
     }
-    assert_eq!((seen, hub.counts()), (100, (2, 1)));
+    assert_eq!((seen, hub.counts(U)), (100, WatchCounts { watchers: 2, slow: 1, pending_events: 10 }));
     catch_up(&store, &mut hub); // no room: nothing to do
     let mut all = Vec::new();
-    while hub.counts().1 > 0 {
+    while hub.counts(U).slow > 0 {
         all.extend(drain(&mut hub, slow));
         catch_up(&store, &mut hub);
     }
@@ -210,6 +211,9 @@ fn every_watcher_gets_its_history_exactly() {
             };
             assert_eq!(got, &history.iter().filter(wanted).cloned().collect::<Vec<_>>(), "{seed} {request:?}");
         }
+        assert_eq!(hub.counts(U), WatchCounts { watchers: watchers.len(), ..WatchCounts::default() });
+        watchers.iter().for_each(|(id, ..)| assert!(hub.cancel(*id)));
+        assert_eq!(hub.counts(U), WatchCounts::default());
     }
 }
 

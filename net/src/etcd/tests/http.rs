@@ -1,6 +1,8 @@
 //! The plain pages and the JSON gateway, over HTTP/1.1 as curl speaks it.
 
+use super::watch::Watching;
 use super::*;
+use crate::etcd::pb::etcdserverpb::watch_request::RequestUnion;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -82,6 +84,117 @@ fn without_a_leader_checks_fail() {
     });
 }
 
+/// A figure of the page of metrics, by name and labels.
+fn figure(page: &str, name: &str) -> f64 {
+    let line = page.lines().find(|l| l.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    let line = line.unwrap_or_else(|| panic!("{name} is not on the page\n{page}"));
+    line.rsplit_once(' ').expect("a value").1.parse().expect("a number")
+}
+
+/// Asks until the figure has this value.
+async fn wait_figure(s: &Server, name: &str, expected: f64) {
+    while figure(&http(s, "GET", "/metrics", "").await.1, name) != expected {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[test]
+fn metrics_follow_what_is_done() {
+    with_server(|s| async move {
+        let before = http(&s, "GET", "/metrics", "").await.1;
+        let after = async |expected: &[(&str, f64)]| {
+            let page = http(&s, "GET", "/metrics", "").await.1;
+            for (name, more) in expected {
+                assert_eq!(figure(&page, name) - figure(&before, name), *more, "{name}");
+            }
+            page
+        };
+        s.put("a", "1").await;
+        s.put("a", "2").await;
+        s.delete("a").await;
+        s.count("a").await;
+        let lease = s.grant(60).await;
+        let renewals = tokio_stream::iter([pb::LeaseKeepAliveRequest { id: lease }; 3]);
+        let mut renewed = s.lease().lease_keep_alive(renewals).await.expect("keep alive").into_inner();
+        while let Some(renewal) = renewed.message().await.expect("an end") {
+            assert_eq!(renewal.ttl, 60);
+        }
+        s.lease().lease_revoke(pb::LeaseRevokeRequest { id: lease }).await.expect("revoke");
+        assert_eq!(http(&s, "GET", "/health", "").await.0, 200);
+        assert_eq!(http(&s, "GET", "/health?serializable=true", "").await.0, 200);
+        let keep_alive = "{grpc_method=\"LeaseKeepAlive\",grpc_service=\"etcdserverpb.Lease\",grpc_type=\"bidi_stream\"}";
+        let put = "{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}";
+        let page = after(&[
+            ("etcd_mvcc_put_total", 2.0),
+            ("etcd_debugging_mvcc_put_total", 2.0),
+            ("etcd_mvcc_delete_total", 1.0),
+            // The count, and what the two looks at /health read.
+            ("etcd_mvcc_range_total", 3.0),
+            ("etcd_mvcc_txn_total", 0.0),
+            ("etcd_debugging_lease_granted_total", 1.0),
+            ("etcd_debugging_lease_renewed_total", 3.0),
+            ("etcd_debugging_lease_revoked_total", 1.0),
+            ("etcd_server_health_success", 2.0),
+            ("etcd_server_health_failures", 0.0),
+            ("etcd_server_slow_read_indexes_total", 0.0),
+            ("etcd_server_read_indexes_failed_total", 0.0),
+            ("etcd_server_heartbeat_send_failures_total", 0.0),
+            // Three writes to keys, two to leases.
+            ("etcd_server_proposals_applied_total", 5.0),
+            (&format!("grpc_server_msg_received_total{put}"), 2.0),
+            (&format!("grpc_server_msg_sent_total{put}"), 2.0),
+            (&format!("grpc_server_msg_received_total{keep_alive}"), 3.0),
+            (&format!("grpc_server_msg_sent_total{keep_alive}"), 3.0),
+        ])
+        .await;
+        assert!(figure(&page, "etcd_disk_wal_write_bytes_total") > figure(&before, "etcd_disk_wal_write_bytes_total"));
+        assert_eq!(figure(&page, "etcd_server_quota_backend_bytes"), QUOTA_BYTES as f64);
+        assert!(!page.contains("etcd_network_active_peers"), "it is alone");
+
+        s.handle.stop().await;
+        assert_eq!(http(&s, "GET", "/health", "").await.0, 503);
+        after(&[("etcd_server_health_success", 2.0), ("etcd_server_health_failures", 1.0)]).await;
+    });
+}
+
+#[test]
+fn metrics_follow_watches() {
+    with_settings(
+        |settings| Settings { quota_bytes: 0, ..settings },
+        |s| async move {
+            let mut w = Watching::start(&s).await;
+            for key in ["a", "b", "b"] {
+                w.create(pb::WatchCreateRequest { key: key.into(), ..Default::default() }).await;
+            }
+            s.put("a", "1").await;
+            s.put("b", "1").await;
+            let mut events = 0;
+            while events < 3 {
+                events += w.next().await.events.len();
+            }
+            let page = http(&s, "GET", "/metrics", "").await.1;
+            let watch = "{grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"}";
+            for (name, expected) in [
+                ("etcd_debugging_mvcc_watch_stream_total", 1.0),
+                ("etcd_debugging_mvcc_watcher_total", 3.0),
+                ("etcd_debugging_mvcc_slow_watcher_total", 0.0),
+                ("etcd_debugging_mvcc_pending_events_total", 0.0),
+                ("etcd_debugging_mvcc_events_total", 3.0),
+                (&format!("grpc_server_msg_received_total{watch}"), 3.0),
+                (&format!("grpc_server_msg_sent_total{watch}"), 6.0),
+                ("etcd_server_quota_backend_bytes", f64::INFINITY),
+            ] {
+                assert_eq!(figure(&page, name), expected, "{name}");
+            }
+            w.ask(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 0 })).await;
+            wait_figure(&s, "etcd_debugging_mvcc_watcher_total", 2.0).await;
+            drop(w);
+            wait_figure(&s, "etcd_debugging_mvcc_watch_stream_total", 0.0).await;
+            wait_figure(&s, "etcd_debugging_mvcc_watcher_total", 0.0).await;
+        },
+    );
+}
+
 #[test]
 fn metrics_count() {
     with_server(|s| async move {
@@ -90,15 +203,7 @@ fn metrics_count() {
         assert_refused(refused, Code::InvalidArgument, "etcdserver: key is not provided");
         let (status, page) = http(&s, "GET", "/metrics", "").await;
         assert_eq!(status, 200);
-        let value = |name: &str| -> f64 {
-            let line = page.lines().find(|l| l.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
-            line.unwrap_or_else(|| panic!("{name} is not on the page\n{page}"))
-                .rsplit_once(' ')
-                .expect("a value")
-                .1
-                .parse()
-                .expect("a number")
-        };
+        let value = |name: &str| figure(&page, name);
         assert_eq!(value("etcd_server_has_leader"), 1.0);
         assert_eq!(value("etcd_server_is_leader"), 1.0);
         assert_eq!(value("etcd_server_leader_changes_seen_total"), 1.0);

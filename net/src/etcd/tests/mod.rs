@@ -112,7 +112,7 @@ fn with_settings<F: Future<Output = ()>>(change: impl FnOnce(Settings) -> Settin
         let closing = Arc::new(Notify::new());
         let told = closing.clone();
         let shutdown = async move { told.notified().await };
-        let metrics = Arc::new(Metrics::new(stats, String::new));
+        let metrics = Arc::new(Metrics::new(stats, Arc::default(), String::new));
         // Passwords need not be safe here.
         let auth = super::AuthSettings { bcrypt_cost: 4, ..Default::default() };
         let settings =
