@@ -110,7 +110,9 @@ pub const LOG: &str = "log";
 /// being in use perhaps, left none: the next one's flags may be better.
 #[must_use]
 pub fn is_member(data_dir: &Path) -> bool {
-    path(data_dir).exists() || [STORE, LOG].iter().any(|name| member_dir(data_dir).join(name).exists())
+    // What cannot be looked at may well be there.
+    let is_there = |path: PathBuf| !path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    is_there(path(data_dir)) || [STORE, LOG].iter().any(|name| is_there(member_dir(data_dir).join(name)))
 }
 
 /// Writes the file, durably.

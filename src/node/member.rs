@@ -194,13 +194,15 @@ async fn plan(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<Plan> {
 /// A member that has been here before: what it is, and what its cluster became since, is in its data. As in etcd, the flags about
 /// the cluster's beginning count only where that beginning was interrupted, and then only if they are those that it began with.
 fn returning(config: &ServerConfig, identity: Identity) -> Result<Plan> {
-    let lone_founder = config.initial_cluster.is_empty() && !config.join_existing;
+    // One of several founders, whose number comes from a list, is no lone one when the list is left out.
+    let is_listed = identity.member_id == member_id(&lone(config).peer_urls, &config.token, 0);
+    let lone_founder = config.initial_cluster.is_empty() && !config.join_existing && !is_listed;
     let founders = if lone_founder {
         Membership { voters: BTreeMap::from([(identity.member_id, info(config, &lone(config)))]), learners: BTreeMap::new() }
     } else {
         let (cluster_id, founders) = bootstrap(&config.initial_cluster, &config.token);
         if cluster_id != identity.cluster_id {
-            return Ok(Plan { identity, addresses: addresses(&founders), start: Start::Joiner });
+            return Ok(Plan { identity, addresses: Addresses::new(), start: Start::Joiner });
         }
         founders
     };

@@ -210,7 +210,9 @@ fn a_union_is_no_branch_of_itself() {
 
 #[test]
 fn a_branch_in_which_somebody_writes_stays() {
-    let stack = Stack::ours();
+    let stack = Stack::new(System::Ours);
+    fs::write(stack.lower().join("below"), "below").expect("write");
+    stack.mount();
     let (u, mnt) = (stack.upper(), stack.mnt());
     let change = |change: &str| {
         let mut c = command([BRICKRAFT, "union", "-o", &format!("remount,{change}")]);
@@ -226,6 +228,12 @@ fn a_branch_in_which_somebody_writes_stays() {
     }
     file.write_all(b"goes on").expect("write");
     drop(file);
+    // What lies below would be copied up to it.
+    let below = fs::OpenOptions::new().write(true).open(mnt.join("below")).expect("open");
+    let answer = change(&del);
+    let why = text(&answer.stderr);
+    assert!(!answer.status.success() && why.contains("below open for writing"), "{why}");
+    drop(below);
     let _reader = fs::File::open(mnt.join("file")).expect("open");
     let answer = change(&del);
     assert!(answer.status.success(), "{}", text(&answer.stderr));

@@ -339,7 +339,8 @@ fn peers(page: &mut Page, api: &Api, metrics: &Metrics) {
         .map(|(id, peer)| (format!("Local=\"{local:x}\",Remote=\"{:x}\"", id.0), u64::from(peer.connected.load(Ordering::Relaxed))));
     page.each("etcd_network_active_peers", "gauge", "Whether the connection to a peer stands.", active);
     let name = "etcd_network_peer_round_trip_time_seconds";
-    let round_trips = metrics.member.round_trips.views();
+    let mut round_trips = metrics.member.round_trips.views();
+    round_trips.retain(|(id, _)| peers.iter().any(|(peer, _)| peer == id));
     if !round_trips.is_empty() {
         page.head(name, "histogram", "From a heartbeat to its answer, measured while this member leads.");
     }

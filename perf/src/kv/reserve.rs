@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 const PAGE_BYTES: usize = 4096;
-/// Given back at a time.
-const CHUNK_BYTES: usize = 16 << 20;
+/// Given back at a time. More than malloc(3) would ever keep for itself (32 MiB).
+const CHUNK_BYTES: usize = 64 << 20;
 
 /// Touched memory, on its way back to the kernel. What is left goes back when this is dropped.
 pub(super) struct Reserve {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{major, minor};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,6 +39,17 @@ struct Answer {
     more: bool,
 }
 
+/// Makes the directory, in which nobody else may write: the mask of the process that serves a union is 0.
+fn make_dir() -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(DIR)?;
+    let mode = std::fs::metadata(DIR)?.permissions().mode();
+    // An earlier release left it open to everybody.
+    if mode & 0o022 != 0 {
+        std::fs::set_permissions(DIR, std::fs::Permissions::from_mode(mode & 0o755))?;
+    }
+    Ok(())
+}
+
 fn socket(mount: &Path) -> Result<PathBuf> {
     let device = rustix::fs::stat(mount).with_context(|| format!("stat {}", mount.display()))?.st_dev;
     Ok(Path::new(DIR).join(format!("union-{}-{}.sock", major(device), minor(device))))
@@ -53,10 +64,7 @@ pub(super) struct Control {
 impl Control {
     /// Listens for what is asked of the union on `mount`; `act` does it, and says whether it is to be asked again.
     pub(super) fn listen(mount: &Path, act: impl Fn(&Asked) -> Result<bool> + Send + 'static) -> Result<Self> {
-        // The mask of the process that serves a union is 0. An earlier release left it open to everybody.
-        std::fs::create_dir_all(DIR)
-            .and_then(|()| std::fs::set_permissions(DIR, std::fs::Permissions::from_mode(0o755)))
-            .with_context(|| format!("create {DIR}"))?;
+        make_dir().with_context(|| format!("create {DIR}"))?;
         let path = socket(mount)?;
         // One of the same number belonged to a union that is gone.
         let _ = std::fs::remove_file(&path);

@@ -185,7 +185,8 @@ fn serve(source: &str, dir: &Path, options: &Options, tell_ready: bool) -> Resul
         let changes = Options::parse(std::slice::from_ref(&asked.change))?.changes;
         changes.iter().try_for_each(|c| check_change(&union, device, c))?;
         for (done, c) in changes.iter().enumerate() {
-            let changed = made.change(c).and_then(|c| Ok(change(c)?));
+            // Once more, since opening a branch on a volume may have taken a while.
+            let changed = made.change(c).and_then(|made| check_change(&union, device, c).and_then(|()| Ok(change(made)?)));
             changed
                 .with_context(|| if done == 0 { change_text(c) } else { format!("{} (what stands before it was done)", change_text(c)) })?;
         }
@@ -222,8 +223,11 @@ fn check_change(union: &Union, device: u64, change: &Change) -> Result<()> {
         Change::Modify(place, _) | Change::Delete(place) => place.to_string(),
         Change::LazyCopyUp(_) => return Ok(()),
     };
-    let is_in = |w: &writers::Writer| union.branch_of(w.ino).is_some_and(|label| label == ended);
-    if let Some(writer) = writers::on(device).iter().find(|w| is_in(w)) {
+    let is_ended = |label: &str| label.trim_end_matches('/') == ended.trim_end_matches('/');
+    // What is open for writing in a lower branch is copied up when it is written to, if there is somewhere to copy it to.
+    let is_last = !union.branches().iter().any(|b| b.perm.writable() && !is_ended(&b.label));
+    let needs_it = |w: &writers::Writer| is_last || union.branch_of(w.ino).is_some_and(|label| is_ended(&label));
+    if let Some(writer) = writers::on(device).iter().find(|w| needs_it(w)) {
         bail!("branch {ended} is busy: process {} has {} open for writing", writer.pid, writer.path.display());
     }
     Ok(())
@@ -260,7 +264,7 @@ fn mount_options(source: &str, options: &Options, local: bool) -> UnionMountOpti
 fn remount(dir: &Path, options: &Options) -> Result<()> {
     ensure!(is_union(dir)?, "no union is mounted on {}", dir.display());
     // mount(8) hands over what fstab says of the mount point as well.
-    if !options.branches.is_empty() && !are_all_there(dir, &options.branches)? {
+    if !options.branches.is_empty() && !are_all_there(dir, &options.branches).unwrap_or(true) {
         eprintln!("warning: the branches of a live union are changed by append, prepend, add, mod and del; what br= says was passed over");
     }
     if !options.changes.is_empty() {

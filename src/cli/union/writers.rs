@@ -15,7 +15,7 @@ pub(super) struct Writer {
     pub(super) path: PathBuf,
 }
 
-/// The device and inode numbers of what `path` leads to, as the kernel has them: no file system is asked.
+/// The device and inode numbers of what `path` leads to, as the kernel has them: its file system is not asked.
 pub(super) fn identity(path: &Path) -> rustix::io::Result<(u64, u64)> {
     let stat = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
     Ok((makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))

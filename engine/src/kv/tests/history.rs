@@ -100,7 +100,7 @@ fn damage_is_found() {
         let found = stream_or_error(&store);
         // What pads a block is not looked at.
         if let Err(error) = found {
-            assert!(error.to_string().contains("block of"), "{error}");
+            assert!(error.to_string().contains("table history: block of"), "{error}");
         } else {
             assert_eq!(keep[at], 0);
         }

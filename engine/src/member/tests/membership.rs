@@ -74,3 +74,20 @@ fn a_member_that_died_a_moment_ago_does_not_count_as_alive() {
     assert_eq!(refused, Err(MemberError::UnhealthyCluster));
     c.put(leader, "k", "w").expect("put");
 }
+
+#[test]
+fn no_voter_is_added_while_another_is_silent() {
+    let mut c = Cluster::new(5, 32);
+    let leader = c.wait_leader();
+    c.put(leader, "k", "v").expect("put");
+    c.converge();
+    let leader = c.wait_leader();
+    let silent = *c.ids().iter().find(|id| **id != leader).expect("a follower");
+    c.isolate(silent);
+    c.run(Duration::from_millis(50));
+    c.handle(leader, MemberEvent::PeerUnreachable(silent));
+    // Of six voters the five that answer would be more than enough.
+    let refused = change(&mut c, leader, ConfChange::AddVoter(NodeId(77), info(9)));
+    assert_eq!(refused, Err(MemberError::UnhealthyCluster));
+    change(&mut c, leader, ConfChange::AddLearner(NodeId(78), info(8))).expect("a learner has no vote");
+}

@@ -57,7 +57,7 @@ impl LocalBranch {
         let fd = match private_mount(path) {
             Ok(mount) => open(mount.as_fd(), Path::new("."))?,
             Err(e) => {
-                tracing::info!(branch = %path.display(), %e, "what is mounted inside the branch shows");
+                tracing::warn!(branch = %path.display(), %e, "what is mounted inside the branch shows");
                 open(CWD, path)?
             }
         };
@@ -67,10 +67,13 @@ impl LocalBranch {
     }
 }
 
-/// A mount of this directory that is attached nowhere, without those below it, and to which none comes. It lasts as long as anything of it is open.
+/// A mount of this directory that is attached nowhere, without those below it. It lasts as long as anything of it is open.
 fn private_mount(path: &Path) -> rustix::io::Result<OwnedFd> {
     let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    mount_change(format!("/proc/self/fd/{}", mount.as_raw_fd()), MountPropagationFlags::PRIVATE)?;
+    // None comes to it later either. (Some kernels refuse this to what is attached nowhere; to those nothing comes anyway.)
+    if let Err(e) = mount_change(format!("/proc/self/fd/{}", mount.as_raw_fd()), MountPropagationFlags::PRIVATE) {
+        tracing::debug!(branch = %path.display(), %e, "make the branch's own mount private");
+    }
     Ok(mount)
 }
 
