@@ -233,6 +233,14 @@ fn a_branch_in_which_somebody_writes_stays() {
     let answer = change(&del);
     let why = text(&answer.stderr);
     assert!(!answer.status.success() && why.contains("below open for writing"), "{why}");
+    // Each change is judged by what those before it led to.
+    let more = stack.path("more");
+    fs::create_dir(&more).expect("mkdir");
+    for words in [format!("prepend:{}=rw,mod:{}=ro", more.display(), u.display()), format!("mod:{}=rw,del:{}", u.display(), more.display())]
+    {
+        let answer = change(&words);
+        assert!(answer.status.success(), "{words}: {}", text(&answer.stderr));
+    }
     drop(below);
     let _reader = fs::File::open(mnt.join("file")).expect("open");
     let answer = change(&del);

@@ -59,15 +59,15 @@ where
 {
     let most = time_left(request.headers());
     let answer = services.clone().call(request.map(Body::new));
-    Box::pin(async move {
-        match most {
-            None => answer.await,
-            Some(most) => {
-                let late = |_| Ok(unary::timed_out().into_http());
-                tokio::time::timeout(most, answer).await.unwrap_or_else(late)
-            }
-        }
-    })
+    Box::pin(within(most, answer, || Ok(unary::timed_out().into_http())))
+}
+
+/// An answer, or what `late` gives to whoever has waited for as long as he wanted to.
+pub(super) async fn within<T>(most: Option<Duration>, answer: impl Future<Output = T>, late: impl FnOnce() -> T) -> T {
+    match most {
+        None => answer.await,
+        Some(most) => tokio::time::timeout(most, answer).await.unwrap_or_else(|_| late()),
+    }
 }
 
 /// How long the client waits, where it says so and says it well: up to eight digits and a unit.
@@ -206,10 +206,10 @@ where
     }
 }
 
-/// Finds messages in what goes by: each has five bytes before it, whether it is compressed and its length.
+/// Finds messages in what goes by, by the prefix that each has.
 #[derive(Default)]
 struct Messages {
-    prefix: [u8; 5],
+    prefix: [u8; unary::PREFIX_LEN],
     /// What has been seen of the prefix.
     known: usize,
     /// What is left of the message.

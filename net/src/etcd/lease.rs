@@ -5,7 +5,6 @@ use super::answers::{Answers, Outlet};
 use super::auth::Caller;
 use super::pb::etcdserverpb as pb;
 use super::status::ApiError;
-use brickraft_engine::kv::auth::Grants;
 use brickraft_engine::kv::types::{Command, KvError};
 use brickraft_engine::member::MemberError;
 use pb::lease_server::Lease;
@@ -126,7 +125,7 @@ impl Lease for Api {
         caller.check_user().await?;
         let leases = self.handle().store().leases().map_err(MemberError::from).map_err(ApiError::from)?;
         for lease in &leases {
-            caller.check_lease(lease.id, Grants::read).await?;
+            caller.check_lease(lease.id).await?;
         }
         Ok(Response::new(pb::LeaseLeasesResponse {
             header: Some(self.header_now()),

@@ -21,7 +21,7 @@ use tonic::codegen::{Body as HttpBody, StdError};
 use tonic::{Code, Status};
 
 /// Before each message: whether it is compressed, and its length in four bytes.
-const PREFIX_LEN: usize = 5;
+pub(super) const PREFIX_LEN: usize = 5;
 const SERVICE: &str = "/etcdserverpb.KV/";
 const STATUS: header::HeaderName = header::HeaderName::from_static("grpc-status");
 const ENCODING: &str = "grpc-encoding";

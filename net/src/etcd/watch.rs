@@ -57,8 +57,7 @@ struct Session {
     out: Outlet<Answer>,
     watches: Watches,
     /// For as long as the stream lives.
-    #[allow(dead_code, reason = "its end is what counts")]
-    open: OpenStream,
+    _open: OpenStream,
     /// By the client's ids.
     running: BTreeMap<i64, Running>,
     ids: BTreeMap<WatchId, i64>,
@@ -351,7 +350,7 @@ impl Watch for Api {
         caller.require_a_leader()?;
         let session = |out| Session {
             watches: caller.handle().watches(),
-            open: OpenStream::new(caller.settings().metrics.clone()),
+            _open: OpenStream::new(caller.settings().metrics.clone()),
             api: caller,
             out,
             running: BTreeMap::new(),

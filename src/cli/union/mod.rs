@@ -183,10 +183,9 @@ fn serve(source: &str, dir: &Path, options: &Options, tell_ready: bool) -> Resul
             return complete::step(&union, ino);
         }
         let changes = Options::parse(std::slice::from_ref(&asked.change))?.changes;
-        changes.iter().try_for_each(|c| check_change(&union, device, c))?;
         for (done, c) in changes.iter().enumerate() {
-            // Once more, since opening a branch on a volume may have taken a while.
-            let changed = made.change(c).and_then(|made| check_change(&union, device, c).and_then(|()| Ok(change(made)?)));
+            // Each against what those before it led to.
+            let changed = check_change(&union, device, c).and_then(|()| Ok(change(made.change(c)?)?));
             changed
                 .with_context(|| if done == 0 { change_text(c) } else { format!("{} (what stands before it was done)", change_text(c)) })?;
         }
@@ -280,8 +279,7 @@ fn remount(dir: &Path, options: &Options) -> Result<()> {
 /// Whether the union has these branches, and perhaps others.
 fn are_all_there(dir: &Path, branches: &[BranchSpec]) -> Result<bool> {
     let live = live_branches(dir)?;
-    let labels: Vec<_> = live.lines().filter_map(|l| l.rsplit_once('=')).map(|(label, _)| label).collect();
-    Ok(branches.iter().all(|b| labels.contains(&b.place.to_string().as_str())))
+    Ok(branches.iter().all(|b| live.iter().any(|(label, _)| *label == b.place.to_string())))
 }
 
 /// A change as an option again, with absolute names.
@@ -297,18 +295,18 @@ fn change_text(change: &Change) -> String {
     }
 }
 
-/// A line for each branch, with its permission.
-fn live_branches(dir: &Path) -> Result<String> {
+/// All branches, each with its permission.
+fn live_branches(dir: &Path) -> Result<Vec<(String, String)>> {
     let not_one = || format!("no union is mounted on {}", dir.display());
     let mut value = vec![0; 64 << 10];
     let len = rustix::fs::getxattr(dir, "user.brickraft.branches", value.as_mut_slice()).with_context(not_one)?;
     value.truncate(len);
-    Ok(String::from_utf8_lossy(&value).into_owned())
+    let text = String::from_utf8_lossy(&value);
+    Ok(text.lines().filter_map(|l| l.rsplit_once('=')).map(|(branch, perm)| (branch.to_owned(), perm.to_owned())).collect())
 }
 
 fn list(dir: &Path, print: Printer) -> Result<()> {
-    let text = live_branches(dir)?;
-    let branches: Vec<(&str, &str)> = text.lines().filter_map(|l| l.rsplit_once('=')).collect();
+    let branches = live_branches(dir)?;
     let json: Vec<_> = branches.iter().map(|(branch, perm)| serde_json::json!({ "branch": branch, "permission": perm })).collect();
     print.show(&json, |_| branches.iter().map(|(branch, perm)| format!("{branch}={perm}\n")).collect());
     Ok(())

@@ -58,9 +58,9 @@ fn a_member_is_added_promoted_and_removed() {
     assert_eq!(c.core(left).status().membership.voters.len(), 2);
 }
 
-#[test]
-fn a_member_that_died_a_moment_ago_does_not_count_as_alive() {
-    let mut c = Cluster::new(3, 31);
+/// A cluster one of whose followers died a moment ago, and its leader.
+fn with_a_dead_follower(members: usize, seed: u64) -> (Cluster, NodeId) {
+    let mut c = Cluster::new(members, seed);
     let leader = c.wait_leader();
     c.put(leader, "k", "v").expect("put");
     c.converge();
@@ -69,6 +69,12 @@ fn a_member_that_died_a_moment_ago_does_not_count_as_alive() {
     c.isolate(dead);
     c.run(Duration::from_millis(50));
     c.handle(leader, MemberEvent::PeerUnreachable(dead));
+    (c, leader)
+}
+
+#[test]
+fn a_member_that_died_a_moment_ago_does_not_count_as_alive() {
+    let (mut c, leader) = with_a_dead_follower(3, 31);
     // Four voters, of which two answer, would have no majority.
     let refused = change(&mut c, leader, ConfChange::AddVoter(NodeId(77), info(9)));
     assert_eq!(refused, Err(MemberError::UnhealthyCluster));
@@ -77,15 +83,7 @@ fn a_member_that_died_a_moment_ago_does_not_count_as_alive() {
 
 #[test]
 fn no_voter_is_added_while_another_is_silent() {
-    let mut c = Cluster::new(5, 32);
-    let leader = c.wait_leader();
-    c.put(leader, "k", "v").expect("put");
-    c.converge();
-    let leader = c.wait_leader();
-    let silent = *c.ids().iter().find(|id| **id != leader).expect("a follower");
-    c.isolate(silent);
-    c.run(Duration::from_millis(50));
-    c.handle(leader, MemberEvent::PeerUnreachable(silent));
+    let (mut c, leader) = with_a_dead_follower(5, 32);
     // Of six voters the five that answer would be more than enough.
     let refused = change(&mut c, leader, ConfChange::AddVoter(NodeId(77), info(9)));
     assert_eq!(refused, Err(MemberError::UnhealthyCluster));

@@ -1,13 +1,11 @@
 //! Messages as JSON, as protocol buffers map them: bytes in base64, 64-bit integers as strings, enumerations by name;
 //! names as in the .proto files, and nothing for what has its default value, as etcd's gateway has it.
 
+use super::super::unary::PREFIX_LEN;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost_reflect::{DeserializeOptions, DynamicMessage, Kind, MessageDescriptor, SerializeOptions};
 use serde_json::Value;
-
-/// A gRPC message's prefix: a compression flag and the length.
-pub(super) const PREFIX_BYTES: usize = 5;
 
 const WRITE: SerializeOptions = SerializeOptions::new().use_proto_field_name(true);
 // etcd's gateway passes over names that it does not know.
@@ -39,7 +37,7 @@ pub(super) fn to_frame(kind: &MessageDescriptor, value: Value) -> Result<Bytes, 
     check_names(kind, &value)?;
     let message = DynamicMessage::deserialize_with_options(kind.clone(), value, &READ).map_err(|e| e.to_string())?;
     let length = message.encoded_len();
-    let mut frame = BytesMut::with_capacity(PREFIX_BYTES + length);
+    let mut frame = BytesMut::with_capacity(PREFIX_LEN + length);
     frame.put_u8(0);
     frame.put_u32(u32::try_from(length).map_err(|_| "the message is too long".to_owned())?);
     message.encode(&mut frame).map_err(|e| e.to_string())?;
@@ -80,13 +78,13 @@ pub(super) fn take_value(buffer: &mut BytesMut) -> Next {
 
 /// Takes the next gRPC message off `buffer`.
 pub(super) fn take_message(buffer: &mut BytesMut) -> Option<Bytes> {
-    let prefix: [u8; PREFIX_BYTES] = buffer.get(..PREFIX_BYTES)?.try_into().ok()?;
+    let prefix: [u8; PREFIX_LEN] = buffer.get(..PREFIX_LEN)?.try_into().ok()?;
     let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
-    if buffer.len() < PREFIX_BYTES + length {
+    if buffer.len() < PREFIX_LEN + length {
         return None;
     }
-    let mut frame = buffer.split_to(PREFIX_BYTES + length);
-    Some(frame.split_off(PREFIX_BYTES).freeze())
+    let mut frame = buffer.split_to(PREFIX_LEN + length);
+    Some(frame.split_off(PREFIX_LEN).freeze())
 }
 
 #[cfg(test)]
@@ -100,7 +98,7 @@ mod tests {
     }
 
     fn there(name: &str, value: Value) -> Bytes {
-        to_frame(&kind(name), value).expect(name).slice(PREFIX_BYTES..)
+        to_frame(&kind(name), value).expect(name).slice(PREFIX_LEN..)
     }
 
     #[test]

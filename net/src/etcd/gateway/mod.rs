@@ -115,17 +115,15 @@ impl Gateway {
             let text = json!({ "error": "Method Not Allowed", "code": 12, "message": "Method Not Allowed" });
             return pages::response(StatusCode::METHOD_NOT_ALLOWED, JSON, text.to_string());
         }
-        let call = match front::time_left(request.headers()) {
-            Some(most) => tokio::time::timeout(most, self.call(path, method, request)).await,
-            None => match request.headers().get(front::TIMEOUT) {
-                Some(nonsense) => {
-                    Ok(Err(Status::invalid_argument(format!("invalid grpc-timeout: {}", String::from_utf8_lossy(nonsense.as_bytes())))))
-                }
-                None => Ok(self.call(path, method, request).await),
-            },
-        };
-        let late = |_| Err(Status::deadline_exceeded("context deadline exceeded"));
-        call.unwrap_or_else(late).unwrap_or_else(|status| refusal(&status))
+        let most = front::time_left(request.headers());
+        if most.is_none()
+            && let Some(nonsense) = request.headers().get(front::TIMEOUT)
+        {
+            let text = format!("invalid grpc-timeout: {}", String::from_utf8_lossy(nonsense.as_bytes()));
+            return refusal(&Status::invalid_argument(text));
+        }
+        let late = || Err(Status::deadline_exceeded("context deadline exceeded"));
+        front::within(most, self.call(path, method, request), late).await.unwrap_or_else(|status| refusal(&status))
     }
 
     async fn call(mut self, path: &'static str, method: MethodDescriptor, request: Request<Body>) -> Result<Response<Body>, Status> {
